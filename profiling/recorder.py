@@ -1,0 +1,61 @@
+"""Count what attention calls did, without waiting for the GPU."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class CallRecorder:
+    """Sparse and dense calls of one attachment, with realised densities.
+
+    Densities stay on their device until ``summary`` asks for them: recording costs no host sync.
+
+    Attributes:
+        keep_sites: also keep one row per call (site, density) for heat maps.
+    """
+
+    keep_sites: bool = False
+    dense: Counter[str] = field(default_factory=Counter)
+    sparse_calls: int = 0
+    rows: list[tuple[object, Tensor | float]] = field(default_factory=list)
+    _density: Tensor | None = None
+
+    def record_dense(self, reason: str, site: object) -> None:
+        """Count a dense call and why it was one."""
+        self.dense[reason] += 1
+        if self.keep_sites:
+            self.rows.append((site, 1.0))
+
+    def record_sparse(self, density: Tensor, site: object) -> None:
+        """Count a sparse call; ``density`` is a 0-dim tensor on any device."""
+        density = density.detach().to(torch.float32)
+        self._density = density if self._density is None else self._density + density
+        self.sparse_calls += 1
+        if self.keep_sites:
+            self.rows.append((site, density))
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        self.dense.clear()
+        self.rows.clear()
+        self.sparse_calls = 0
+        self._density = None
+
+    @property
+    def calls(self) -> int:
+        """All attention calls seen."""
+        return self.sparse_calls + self.dense.total()
+
+    def sparse_density(self) -> float | None:
+        """Return the mean density of the sparse calls in (0, 1]; None without any."""
+        return None if self._density is None else float(self._density) / self.sparse_calls
+
+    def overall_density(self) -> float | None:
+        """Return the mean density of all calls, dense ones counting 1; None without any."""
+        if not self.calls:
+            return None
+        kept = 0.0 if self._density is None else float(self._density)
+        return (kept + self.dense.total()) / self.calls

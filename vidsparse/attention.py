@@ -1,0 +1,190 @@
+"""Run a method's plan, and join one method with its states."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.block_sparse_attention import (
+    AttentionOutput,
+    Impl,
+    block_sparse_attention,
+)
+from vidsparse.kernels.permute import permute_tokens, restore_tokens
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SparseMethod
+from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.profiling.recorder import CallRecorder
+from vidsparse.schedule import DenseSchedule
+
+DenseOp = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+# Below this many tokens one block holds most of the sequence and planning costs more than it saves.
+SHORT_SEQUENCE = 256
+
+
+def run_plan(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
+) -> AttentionOutput:
+    """Permute, attend to the kept blocks, restore.
+
+    Args:
+        q: (B, H, S, D) queries in natural order.
+        k: (B, H, S, D) keys.
+        v: (B, H, S, D) values.
+        plan: token orders and block mask.
+        impl: kernel implementation.
+
+    Returns:
+        Output (B, H, S, D) and log-sum-exp (B, H, S), both in natural order.
+
+    Raises:
+        ValueError: the kernel does not support the inputs.
+    """
+    output = attend_permuted(q, k, v, plan, impl=impl)
+    return restore_output(output, plan)
+
+
+def attend_permuted(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
+) -> AttentionOutput:
+    """Do as ``run_plan``, leaving the output in the plan's query order."""
+    if plan.q_order is not None:
+        q = permute_tokens(q, plan.q_order)
+    if plan.kv_order is not None:
+        k, v = permute_tokens(k, plan.kv_order), permute_tokens(v, plan.kv_order)
+    return block_sparse_attention(q, k, v, plan.mask, impl=impl)
+
+
+def restore_output(output: AttentionOutput, plan: AttentionPlan) -> AttentionOutput:
+    """Bring an output from the plan's query order back to the natural one."""
+    if plan.q_order is None:
+        return output
+    out = restore_tokens(output.out, plan.q_order)
+    lse = output.lse
+    if lse is not None:
+        lse = restore_tokens(lse.unsqueeze(-1), plan.q_order).squeeze(-1)
+    return AttentionOutput(out=out, lse=lse, block_stats=output.block_stats)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend to everything with torch's default backend: (B, H, S, D) in and out."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+@dataclass
+class SparseAttention:
+    """One method with its states: the callable that replaces dense attention.
+
+    States are kept per (transformer, layer, branch, shape) and dropped when the generation
+    changes, so that one video never leaks into the next.
+
+    Attributes:
+        method: what plans.
+        schedule: which steps and layers stay dense.
+        impl: kernel implementation.
+        recorder: counts calls and densities.
+    """
+
+    method: SparseMethod
+    schedule: DenseSchedule = field(default_factory=DenseSchedule)
+    impl: Impl = Impl.AUTO
+    recorder: CallRecorder = field(default_factory=CallRecorder)
+    _states: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _generation: int = -1
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        layout: VideoLayout,
+        site: CallSite,
+        dense: DenseOp = dense_attention,
+    ) -> Tensor:
+        """Attend sparsely where the schedule and the method allow it.
+
+        Args:
+            q: (B, H, S, D) queries, float16, bfloat16 or float32.
+            k: (B, H, S, D) keys.
+            v: (B, H, S, D) values.
+            layout: where text and video lie in S.
+            site: layer, step, branch and generation.
+            dense: what to call when this call stays dense, (B, H, S, D) in and out.
+
+        Returns:
+            (B, H, S, D), dtype of ``q``.
+
+        Raises:
+            ValueError: S is not what the layout says.
+        """
+        if q.shape[2] != layout.num_tokens or k.shape[2] != layout.num_tokens:
+            raise ValueError(
+                f"{site}: q has {q.shape[2]} and k has {k.shape[2]} tokens, "
+                f"but the layout has {layout.num_tokens}: {layout}"
+            )
+        if site.generation != self._generation:
+            self.reset()
+            self._generation = site.generation
+        reason = self._dense_reason(layout, site)
+        if reason is not None:
+            self.recorder.record_dense(reason, site)
+            return dense(q, k, v)
+        if layout.text_valid is not None:
+            return self._attend_without_padding(q, k, v, layout, site)
+        return self._attend(q, k, v, layout, site, dense)
+
+    def reset(self) -> None:
+        """Drop all states, as a new generation does."""
+        self._states.clear()
+
+    def _dense_reason(self, layout: VideoLayout, site: CallSite) -> str | None:
+        if self.method.density >= 1:
+            return "density 1"
+        if layout.num_tokens < SHORT_SEQUENCE:
+            return "short sequence"
+        return self.schedule.reason(site)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: VideoLayout,
+        site: CallSite,
+        dense: DenseOp,
+        row: int | None = None,
+    ) -> Tensor:
+        state = self._state(q, site, row)
+        plan = self.method.plan(q, k, v, layout, site, state)
+        if plan is None:
+            self.recorder.record_dense(f"{self.method.name} asked for it", site)
+            return dense(q, k, v)
+        output = attend_permuted(q, k, v, plan, impl=self.impl)
+        self.method.observe(output, plan, site, state)
+        self.recorder.record_sparse(plan.density(), site)
+        return restore_output(output, plan).out
+
+    def _attend_without_padding(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite
+    ) -> Tensor:
+        """Attend per batch row to its own valid tokens; padding text sees only padding."""
+        out = torch.empty_like(q)
+        for row, valid in enumerate(layout.text_valid or ()):
+            end = layout.video_end + valid
+            real = (slice(row, row + 1), slice(None), slice(0, end))
+            rest = (slice(row, row + 1), slice(None), slice(end, None))
+            trimmed = layout.without_padding(valid)
+            out[real] = self._attend(q[real], k[real], v[real], trimmed, site, dense_attention, row)
+            if end < q.shape[2]:
+                out[rest] = dense_attention(q[rest], k[rest], v[rest])
+        return out
+
+    def _state(self, q: Tensor, site: CallSite, row: int | None) -> Any:
+        key = (site.transformer, site.layer, site.branch, row, tuple(q.shape))
+        if key not in self._states:
+            self._states[key] = self.method.init_state()
+        return self._states[key]

@@ -1,0 +1,1 @@
+"""Sparse attention methods: one file each, found by ``base.available_methods``."""

@@ -1,0 +1,120 @@
+"""The contract of a sparse attention method, and the registry that finds them."""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.kernels.block_sparse_attention import AttentionOutput
+from vidsparse.layout import VideoLayout
+from vidsparse.plan import AttentionPlan, CallSite
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Values ``tune`` may try for one parameter, from the least to the most work kept."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class SparseMethod(ABC):
+    """Look at q, k, v and the layout, and say what to attend to.
+
+    Subclasses are frozen dataclasses whose fields are the method's parameters; what changes
+    between calls lives in the state, one per layer, branch and generation.
+
+    To add a method: one file in ``vidsparse/methods`` with a subclass decorated by
+    ``register``, and one test.
+
+    Attributes:
+        density: requested share of query-key pairs, in (0, 1]; 1 is exact dense attention.
+
+    Raises:
+        UsageError: a parameter is out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    source: ClassVar[str]
+
+    density: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise UsageError(f"density={self.density} must lie in (0, 1]; 1 is dense attention")
+
+    def init_state(self) -> Any:
+        """Return the state of one layer and branch for one generation; None for none."""
+        return None
+
+    @abstractmethod
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Decide one call.
+
+        Args:
+            q: (B, H, S, D) queries after position embedding, float16, bfloat16 or float32.
+            k: (B, H, S, D) keys.
+            v: (B, H, S, D) values.
+            layout: where text and video lie in S; it holds no padding.
+            site: layer, step and branch of the call.
+            state: what ``init_state`` returned, kept for this layer, branch and generation.
+
+        Returns:
+            The plan, or None for a dense call.
+        """
+
+    def observe(
+        self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
+
+    def search_space(self) -> dict[str, SearchRange]:
+        """Return the parameters ``tune`` may vary, by field name."""
+        return {}
+
+
+_METHODS: dict[str, type[SparseMethod]] = {}
+MethodT = TypeVar("MethodT", bound=type[SparseMethod])
+
+
+def register(cls: MethodT) -> MethodT:
+    """Make a method known under its ``name``; a class decorator."""
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def available_methods() -> dict[str, type[SparseMethod]]:
+    """Return every method by name, in alphabetical order."""
+    package = importlib.import_module("vidsparse.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"vidsparse.methods.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
+    """Make a method from its name and parameters.
+
+    Args:
+        name: one of ``available_methods()``.
+        parameters: field values; those not given keep their defaults.
+
+    Raises:
+        UsageError: the name or a parameter is unknown, or a value is out of range.
+    """
+    methods = available_methods()
+    if name not in methods:
+        raise UsageError(f"unknown method {name!r}; choose one of {', '.join(methods)}")
+    known = [field.name for field in fields(methods[name])]
+    for key in parameters:
+        if key not in known:
+            raise UsageError(f"method {name!r} has no parameter {key!r}; it has {', '.join(known)}")
+    build: Callable[..., SparseMethod] = methods[name]
+    return build(**parameters)

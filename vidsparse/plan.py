@@ -1,0 +1,59 @@
+"""What a method decides for one attention call, as data: token orders and a block mask."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Token orders and the mask in those orders.
+
+    Attributes:
+        mask: which key blocks each query block attends to, in the permuted orders.
+        q_order: (B | 1, H | 1, S) int32, natural index of the query at each position; None for
+            the natural order.
+        kv_order: the same for keys and values.
+        moved_heads: (B | 1, H | 1) bool, heads whose order is not the identity; None when every
+            head moves. A hint that lets kernels leave the others alone.
+    """
+
+    mask: BlockMask | RaggedBlockMask
+    q_order: Tensor | None = None
+    kv_order: Tensor | None = None
+    moved_heads: Tensor | None = None
+
+    def density(self) -> Tensor:
+        """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""
+        return self.mask.density()
+
+
+@dataclass(frozen=True)
+class CallSite:
+    """Where in a generation an attention call happens.
+
+    Attributes:
+        transformer: attribute name in the pipeline, "transformer" or "transformer_2".
+        layer: index among the video self-attentions of its transformer, from 0.
+        num_layers: how many there are.
+        step: denoising step, from 0 per generation.
+        num_steps: steps of this generation; None when a bare transformer was not told.
+        sigma: noise level in [0, 1] (timestep / 1000); None when unknown.
+        branch: forward of this step (0 conditional, 1 unconditional for most pipelines).
+        generation: counts generations of this attachment.
+    """
+
+    transformer: str
+    layer: int
+    num_layers: int
+    step: int
+    num_steps: int | None
+    sigma: float | None
+    branch: int
+    generation: int
+
+    def __str__(self) -> str:
+        """Return a short name for messages."""
+        return f"{self.transformer} layer {self.layer} step {self.step} branch {self.branch}"
