@@ -71,7 +71,7 @@ class SparseMethod(ABC):
             The plan, or None for a dense call.
         """
 
-    def observe(
+    def observe(  # noqa: B027 - optional: most methods learn nothing from the output
         self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
     ) -> None:
         """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
