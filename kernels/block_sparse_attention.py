@@ -1,0 +1,176 @@
+"""Block-sparse attention: one function, several implementations, one mask format."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
+from vidsparse.kernels.backends import why_no_triton
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.reference import attention_reference
+from vidsparse.kernels.torch_attention import attend_torch
+
+__all__ = [
+    "AttentionOutput",
+    "Impl",
+    "block_sparse_attention",
+    "merge_attention",
+    "unsupported_reasons",
+]
+
+_LOG = logging.getLogger(__name__)
+_GPU_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Impl(enum.StrEnum):
+    """Implementations of block-sparse attention.
+
+    AUTO takes the fastest that runs here. REFERENCE computes in float32 (float64 for float64
+    inputs), TORCH is made for CPUs, TRITON for any GPU, GLUON for Hopper.
+    """
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    TORCH = "torch"
+    TRITON = "triton"
+    GLUON = "gluon"
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    *,
+    scale: float | None = None,
+    impl: Impl = Impl.AUTO,
+) -> AttentionOutput:
+    """Attend each query block to its kept key blocks.
+
+    Args:
+        q: (B, H, Sq, D) floating, last dimension contiguous.
+        k: (B, H, Skv, D), same dtype and device.
+        v: (B, H, Skv, D), same dtype and device.
+        mask: kept blocks. Lists with values out of range give unspecified results but never
+            touch memory outside the tensors; ``mask.validate()`` checks them.
+        scale: factor on the logits, 1 / sqrt(D) by default.
+        impl: implementation; anything but AUTO is used or refused, never replaced.
+
+    Returns:
+        Output in q's dtype and the natural LSE; rows without keys give 0 and -inf.
+
+    Raises:
+        ValueError: the inputs do not fit together, or ``impl`` cannot take them.
+    """
+    reasons = _input_reasons(q, k, v, mask)
+    if reasons:
+        raise ValueError("block_sparse_attention: " + "; ".join(reasons))
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if impl is Impl.AUTO:
+        impl = _choose(q, k, v, mask)
+    else:
+        reasons = unsupported_reasons(impl, q, k, v, mask)
+        if reasons:
+            raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
+    return _run(impl, q, k, v, mask, scale)
+
+
+def unsupported_reasons(
+    impl: Impl, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
+) -> list[str]:
+    """List why an implementation cannot take these inputs; empty when it can."""
+    if impl is Impl.TRITON:
+        return _triton_reasons(q)
+    if impl is Impl.GLUON:
+        from vidsparse.kernels.hopper import gluon_reasons
+
+        return gluon_reasons(q, k, v, mask)
+    return []
+
+
+def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
+    candidates = [Impl.TORCH] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON, Impl.TORCH]
+    refused = []
+    for impl in candidates:
+        reasons = unsupported_reasons(impl, q, k, v, mask)
+        if not reasons:
+            _log_choice(impl, "; ".join(refused), str(q.device), q.shape[-1])
+            return impl
+        refused.append(f"{impl.value}: {', '.join(reasons)}")
+    raise ValueError("no implementation can run here: " + "; ".join(refused))
+
+
+@cache
+def _log_choice(impl: Impl, refused: str, device: str, D: int) -> None:
+    why = f" ({refused})" if refused else ""
+    _LOG.info("block-sparse attention on %s, head size %d: %s%s", device, D, impl.value, why)
+
+
+def _run(
+    impl: Impl, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: float
+) -> AttentionOutput:
+    if impl is Impl.REFERENCE:
+        wide = torch.float64 if q.dtype is torch.float64 else torch.float32
+        exact = attention_reference(q, k, v, mask, scale=scale, compute_dtype=wide)
+        return AttentionOutput(exact.out.to(q.dtype), exact.lse)
+    if impl is Impl.TORCH:
+        return attend_torch(q, k, v, mask, scale=scale)
+    if impl is Impl.TRITON:
+        from vidsparse.kernels.triton_attention import attend_triton
+
+        return attend_triton(q, k, v, mask, scale=scale)
+    from vidsparse.kernels.hopper import attend_gluon
+
+    return attend_gluon(q, k, v, mask, scale=scale)
+
+
+def _triton_reasons(q: Tensor) -> list[str]:
+    reasons = []
+    why = why_no_triton(q.device)
+    if why:
+        reasons.append(why)
+    if q.dtype not in (*_GPU_DTYPES, torch.float32):
+        reasons.append(f"dtype {q.dtype}; use bfloat16, float16 or float32")
+    if q.shape[-1] > 256:
+        reasons.append(f"head size {q.shape[-1]}; use at most 256")
+    return reasons
+
+
+def _input_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
+    shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+    if any(x.ndim != 4 for x in (q, k, v)):
+        return [f"q, k, v have shapes {shapes}; give (B, H, S, D)"]
+    reasons = []
+    if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        reasons.append(f"q, k, v have shapes {shapes}; B, H and D must agree, and S of k and v")
+    if 0 in (*q.shape, *k.shape):
+        reasons.append(f"q, k, v have shapes {shapes}; every dimension must be at least 1")
+    if len({q.dtype, k.dtype, v.dtype}) > 1 or not q.dtype.is_floating_point:
+        reasons.append(f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; give one floating dtype")
+    if len({q.device, k.device, v.device, mask.device}) > 1:
+        devices = ", ".join(str(x.device) for x in (q, k, v, mask))
+        reasons.append(f"q, k, v, mask are on {devices}; move them to one device")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            reasons.append(f"{name}'s last dimension has stride {x.stride(-1)}; make it contiguous")
+    return reasons + _mask_reasons(q, k, mask)
+
+
+def _mask_reasons(q: Tensor, k: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
+    reasons = []
+    if (mask.seq_q, mask.seq_kv) != (q.shape[2], k.shape[2]):
+        reasons.append(
+            f"the mask is for {mask.seq_q} x {mask.seq_kv} tokens, q and k have "
+            f"{q.shape[2]} x {k.shape[2]}"
+        )
+    lists = mask.kv_indices if isinstance(mask, BlockMask) else mask.mask
+    if any(a not in (1, b) for a, b in zip(lists.shape[:2], q.shape[:2], strict=True)):
+        reasons.append(
+            f"the mask leads with {tuple(lists.shape[:2])}; give (B, H) = {tuple(q.shape[:2])} or 1"
+        )
+    return reasons
