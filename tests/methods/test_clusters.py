@@ -1,0 +1,188 @@
+import pytest
+import torch
+
+from vidsparse.errors import UsageError
+from vidsparse.methods.clusters import (
+    keep_top_p,
+    keep_top_p_at_density,
+    log_cluster_mass,
+    rank_clusters,
+)
+
+
+def tensor(rows):
+    return torch.tensor(rows)[None, None]
+
+
+def ranked(rows):
+    return rank_clusters(tensor(rows).log())
+
+
+def random_case(seed, H=3, Nq=7, Nk=50):
+    generator = torch.Generator().manual_seed(seed)
+    mass = torch.softmax(torch.randn(1, H, Nq, Nk, generator=generator) * 3, -1)
+    q_sizes, k_sizes = (
+        torch.randint(0, 90, (1, H, N), generator=generator, dtype=torch.int32) for N in (Nq, Nk)
+    )
+    return rank_clusters(mass.log()), q_sizes, k_sizes
+
+
+def kept_pairs(mask, q_sizes, k_sizes):
+    pairs = mask.long() * q_sizes.long()[..., None] * k_sizes.long()[..., None, :]
+    return int(pairs.sum())
+
+
+def test_mass_is_weighted_by_cluster_size():
+    # svg.md T1: logits 1, 0, 0 and sizes 1, 10, 100.
+    q, k = tensor([[1.0]]), tensor([[1.0], [0.0], [0.0]])
+    mass = log_cluster_mass(q, k, tensor([1, 10, 100]), scale=1.0).exp()
+    torch.testing.assert_close(mass, tensor([[0.02412, 0.08872, 0.88717]]), atol=6e-6, rtol=0)
+
+
+Q_CENTROIDS = tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]])
+K_CENTROIDS = tensor(torch.eye(4).mul(2).tolist())
+K_SIZES = tensor([1, 2, 4, 0])
+
+
+def test_mass_of_the_published_case():
+    # svg.md T3.
+    expected = tensor([[0.551873, 0.149376, 0.298751, 0], [0.050561, 0.747195, 0.202244, 0]])
+    mass = log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES).exp()
+    torch.testing.assert_close(mass, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("p", "min_ratio", "kept"),
+    [
+        (0.5, 0, [[1, 0, 0, 0], [0, 1, 0, 0]]),
+        (0.6, 0, [[1, 0, 1, 0], [0, 1, 0, 0]]),
+        (0.9, 0, [[1, 1, 1, 0], [0, 1, 1, 0]]),
+        (1, 0, [[1, 1, 1, 1], [1, 1, 1, 1]]),
+        (1e-6, 0.75, [[1, 1, 1, 0], [1, 1, 1, 0]]),
+    ],
+)
+def test_top_p_of_the_published_case(p, min_ratio, kept):
+    # svg.md T3.
+    log_mass = log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES)
+    mask = keep_top_p(rank_clusters(log_mass), p, min_ratio=min_ratio)
+    assert mask.equal(tensor(kept).bool())
+
+
+def test_pairs_of_the_published_case():
+    # svg.md T3: 3 * 1 + 4 * 2 of 7 * 7 pairs.
+    mask = keep_top_p(rank_clusters(log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES)), 0.5)
+    assert kept_pairs(mask, tensor([3, 4]), K_SIZES) == 11
+
+
+@pytest.mark.parametrize(
+    ("p", "count"), [(1e-9, 1), (0.5, 2), (0.74, 2), (0.75, 3), (0.875, 4), (1, 4)]
+)
+def test_the_cluster_that_crosses_p_is_kept_and_equality_keeps_one_more(p, count):
+    # svg.md T2 with masses that binary fractions hold exactly.
+    assert int(keep_top_p(ranked([[0.5, 0.25, 0.125, 0.125]]), p).sum()) == count
+
+
+def test_minimum_ratio_keeps_that_share():
+    assert int(keep_top_p(ranked([[0.5, 0.3, 0.15, 0.05]]), 0.01, min_ratio=0.5).sum()) == 2
+
+
+@pytest.mark.parametrize("p", [0, -0.1, 1.01])
+def test_p_out_of_range_says_so(p):
+    with pytest.raises(UsageError, match=r"must lie in \(0, 1\]"):
+        keep_top_p(ranked([[0.5, 0.5]]), p)
+
+
+def test_minimum_ratio_out_of_range_says_so():
+    with pytest.raises(UsageError, match=r"\[0, 1\]"):
+        keep_top_p(ranked([[0.5, 0.5]]), 0.5, min_ratio=1.5)
+
+
+def test_empty_clusters_rank_behind_clusters_whose_mass_underflows():
+    q, k = tensor([[1.0]]), tensor([[0.0], [-1e4], [50.0]])
+    mask = keep_top_p(
+        rank_clusters(log_cluster_mass(q, k, tensor([4, 4, 0]), scale=1.0)), 0.01, min_ratio=0.67
+    )
+    assert mask.flatten().tolist() == [True, True, False]
+
+
+def test_small_masses_are_summed_exactly():
+    # svg.md T5: 1000 nearly equal clusters; a bfloat16 sum stalls and keeps all.
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.softmax(torch.randn(1, 1, 20, 1000, generator=generator).double() * 0.3, -1)
+    ahead = mass.sort(descending=True).values.cumsum(-1) - mass.sort(descending=True).values
+    counts = keep_top_p(rank_clusters(mass.float().log()), 0.9).sum(-1)
+    assert (counts - (ahead <= 0.9).sum(-1)).abs().max() <= 1
+
+
+def test_top_p_grows_with_p_and_with_the_ratio():
+    ranks, _, _ = random_case(1)
+    masks = [keep_top_p(ranks, p) for p in (0.1, 0.5, 0.9, 1)]
+    masks += [keep_top_p(ranks, 0.5, min_ratio=ratio) for ratio in (0.3, 1)]
+    for small, large in ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5)):
+        assert not (masks[small] & ~masks[large]).any()
+    assert masks[-1].all()
+
+
+def test_mass_ignores_a_common_shift_of_the_scores():
+    # svg.md T7: a direction that all keys share adds the same to every score of a row.
+    generator = torch.Generator().manual_seed(2)
+    q, k = (torch.randn(1, 1, n, 8, generator=generator) for n in (4, 9))
+    sizes = torch.arange(9)[None, None]
+    shifted = log_cluster_mass(q, k + torch.ones(8), sizes).exp()
+    torch.testing.assert_close(shifted, log_cluster_mass(q, k, sizes).exp(), atol=1e-5, rtol=1e-4)
+
+
+def test_two_halves_of_a_cluster_hold_its_mass():
+    # svg.md T7.
+    q, k = tensor([[0.3, -1.0]]), tensor([[1.0, 2.0], [0.5, -1.0]])
+    whole = log_cluster_mass(q, k, tensor([10, 6])).exp()
+    halves = log_cluster_mass(q, k[:, :, [0, 1, 1]], tensor([10, 3, 3])).exp()
+    torch.testing.assert_close(halves[..., 1] + halves[..., 2], whole[..., 1])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.8])
+def test_density_budget_is_met_from_below(share):
+    ranks, q_sizes, k_sizes = random_case(3)
+    H = q_sizes.shape[1]
+    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
+    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, share * total / H)
+    kept = kept_pairs(mask, q_sizes, k_sizes)
+    largest = int(q_sizes.max()) * int(k_sizes.max())
+    assert share * total - largest <= kept <= share * total
+
+
+def test_density_budget_is_some_top_p():
+    ranks, q_sizes, k_sizes = random_case(4)
+    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
+    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, 0.4 * total / 3)
+    in_order = mask.gather(-1, ranks.order)
+    dropped, kept = ranks.tail[~in_order], ranks.tail[in_order]
+    others_than_best = in_order.clone()
+    others_than_best[..., -1] = False
+    assert dropped.max() < ranks.tail[others_than_best].min()
+    assert len(kept) > ranks.order[..., 0].numel()
+
+
+def test_density_budget_keeps_the_best_cluster_of_every_row():
+    ranks, q_sizes, k_sizes = random_case(5)
+    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, 1.0)
+    assert mask.equal(keep_top_p(ranks, 1e-9))
+
+
+def test_density_budget_of_everything_keeps_all():
+    ranks, q_sizes, k_sizes = random_case(6)
+    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
+    assert keep_top_p_at_density(ranks, q_sizes, k_sizes, total / 3).all()
+
+
+def test_density_budget_of_one_row_ignores_the_others():
+    ranks, q_sizes, k_sizes = random_case(7)
+    other, q_other, k_other = random_case(8)
+    both = type(ranks)(
+        *(torch.cat((getattr(ranks, f), getattr(other, f))) for f in ("order", "tail"))
+    )
+    joint = keep_top_p_at_density(
+        both, torch.cat((q_sizes, q_other)), torch.cat((k_sizes, k_other)), 9000.0
+    )
+    alone = keep_top_p_at_density(ranks, q_sizes, k_sizes, 9000.0)
+    assert joint[:1].equal(alone)

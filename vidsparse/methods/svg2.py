@@ -1,0 +1,256 @@
+"""SVG2: cluster queries and keys by meaning, attend cluster to cluster."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.kernels.block_mask import RaggedBlockMask
+from vidsparse.kernels.kmeans import Clusters, kmeans
+from vidsparse.kernels.permute import sort_by_label
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SearchRange, SparseMethod, register
+from vidsparse.methods.clusters import (
+    keep_top_p,
+    keep_top_p_at_density,
+    log_cluster_mass,
+    rank_clusters,
+    spread_tokens,
+    video_pair_budget,
+)
+from vidsparse.plan import AttentionPlan, CallSite
+
+# The authors' 300 query and 1000 key clusters were chosen for Wan at 720p.
+_PAPER_TOKENS = 75_600
+_PAPER_Q_CLUSTERS = 300
+_MAX_K_CLUSTERS = 1000
+_TOKENS_PER_K_CLUSTER = 64
+
+
+@dataclass
+class FiniteCheck:
+    """Whether a call's centroids were finite, told without waiting for the GPU.
+
+    Attributes:
+        site: the call.
+        flag: 0-dim bool in host memory, True when finite.
+        ready: event after which ``flag`` holds; None when it holds already.
+    """
+
+    site: CallSite
+    flag: Tensor
+    ready: torch.cuda.Event | None = None
+
+    @staticmethod
+    def start(site: CallSite, *centroids: Tensor) -> "FiniteCheck":
+        """Begin to copy the answer to the host."""
+        finite = torch.stack([c.sum().isfinite() for c in centroids]).all()
+        if finite.device.type != "cuda":
+            return FiniteCheck(site, finite)
+        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag.copy_(finite, non_blocking=True)
+        ready = torch.cuda.Event()
+        ready.record()
+        return FiniteCheck(site, flag, ready)
+
+    def raise_if_known(self) -> bool:
+        """Return whether the answer is in.
+
+        Raises:
+            ValueError: q or k were not finite.
+        """
+        if self.ready is not None and not self.ready.query():
+            return False
+        if not bool(self.flag):
+            raise ValueError(
+                f"{self.site}: q or k holds NaN or infinity; the model or its input is broken "
+                "there, compare with the dense pipeline"
+            )
+        return True
+
+
+@dataclass
+class Svg2State:
+    """What one layer and branch carry from step to step.
+
+    Attributes:
+        q_centroids: (B, H, Nq, D), where the next clustering of queries starts.
+        k_centroids: (B, H, Nk, D), the same for keys.
+        plan: last plan, kept when plans are reused.
+        planned_step: its denoising step.
+        check: pending answer about NaN.
+    """
+
+    q_centroids: Tensor | None = None
+    k_centroids: Tensor | None = None
+    plan: AttentionPlan | None = None
+    planned_step: int = 0
+    check: FiniteCheck | None = None
+
+
+@register
+@dataclass(frozen=True)
+class Svg2(SparseMethod):
+    """Attend from clusters of similar queries to the clusters of keys that matter to them.
+
+    Video queries and keys are clustered apart, per head, by k-means on the vectors after position
+    embedding. Text stays out of the clusters: it attends to everything and everything to it.
+
+    NaN in q or k raises an error that names layer and step: at once on the CPU, at the layer's
+    next step on a GPU (the check never waits for the device).
+
+    Attributes:
+        top_p: attention mass to recover, in (0, 1], instead of ``density``; None keeps to
+            ``density``.
+        min_ratio: share of the key clusters every query cluster keeps, in [0, 1].
+        q_clusters: query clusters; None chooses from the number of video tokens.
+        k_clusters: key clusters; None chooses from the number of video tokens.
+        first_iterations: k-means iterations at a layer's first sparse step, at least 1.
+        iterations: k-means iterations at later steps, which start from the step before; at least 1.
+        refresh_every: steps a plan serves, at least 1.
+
+    Raises:
+        UsageError: a parameter is out of range.
+
+    Source: SVG2, arXiv:2505.18875.
+    """
+
+    name: ClassVar[str] = "svg2"
+    summary: ClassVar[str] = "k-means clusters of queries and keys, best clusters kept"
+    source: ClassVar[str] = "SVG2, arXiv:2505.18875"
+
+    top_p: float | None = None
+    min_ratio: float = 0.0
+    q_clusters: int | None = None
+    k_clusters: int | None = None
+    first_iterations: int = 20
+    iterations: int = 2
+    refresh_every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every cluster")
+        if not 0 <= self.min_ratio <= 1:
+            raise UsageError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
+        counts = ("first_iterations", "iterations", "refresh_every", "q_clusters", "k_clusters")
+        for field in counts:
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UsageError(f"{field}={value} must be at least 1")
+
+    def init_state(self) -> Svg2State:
+        """Return a state without centroids: the next call clusters from scratch."""
+        return Svg2State()
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan:
+        """Cluster, score, choose; see the base class.
+
+        Raises:
+            UsageError: more clusters than video tokens, or a density that text alone exceeds.
+            ValueError: q or k holds NaN or infinity.
+        """
+        if state.plan is not None and 0 <= site.step - state.planned_step < self.refresh_every:
+            return state.plan
+        plan = self._new_plan(q, k, layout, site, state)
+        if self.refresh_every > 1:
+            state.plan, state.planned_step = plan, site.step
+        return plan
+
+    def search_space(self) -> dict[str, SearchRange]:
+        """Return the parameters ``tune`` may vary."""
+        return {
+            "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+            "refresh_every": SearchRange((4, 2, 1)),
+        }
+
+    def cluster_counts(self, layout: VideoLayout) -> tuple[int, int]:
+        """Return the numbers of query and key clusters.
+
+        The defaults are the authors' at 720p. Query clusters shrink with the root of the tokens
+        (200 at 480p, as in the authors' scripts), key clusters hold about 64 tokens.
+
+        Raises:
+            UsageError: more clusters than video tokens were asked for.
+        """
+        S = layout.video_tokens
+        q_default = round(_PAPER_Q_CLUSTERS * (S / _PAPER_TOKENS) ** 0.5)
+        k_default = min(_MAX_K_CLUSTERS, round(S / _TOKENS_PER_K_CLUSTER))
+        return (
+            _checked_count("q_clusters", self.q_clusters, q_default, S),
+            _checked_count("k_clusters", self.k_clusters, k_default, S),
+        )
+
+    def _new_plan(
+        self, q: Tensor, k: Tensor, layout: VideoLayout, site: CallSite, state: Svg2State
+    ) -> AttentionPlan:
+        num_q, num_k = self.cluster_counts(layout)
+        video = slice(layout.text_before, layout.video_end)
+        q_clusters = self._cluster(q[:, :, video], num_q, state.q_centroids)
+        k_clusters = self._cluster(k[:, :, video], num_k, state.k_centroids)
+        # Kept in the model's precision: they only start the next clustering.
+        state.q_centroids = q_clusters.centroids.to(q.dtype)
+        state.k_centroids = k_clusters.centroids.to(k.dtype)
+        self._watch(site, state, q_clusters.centroids, k_clusters.centroids)
+        mask = self._choose(q_clusters, k_clusters, layout)
+        return _cluster_plan(mask, q_clusters, k_clusters, layout)
+
+    def _watch(self, site: CallSite, state: Svg2State, *centroids: Tensor) -> None:
+        # A pending answer is kept: the GPU may lag several steps behind.
+        if state.check is None:
+            state.check = FiniteCheck.start(site, *centroids)
+        if state.check.raise_if_known():
+            state.check = None
+
+    def _cluster(self, x: Tensor, count: int, warm: Tensor | None) -> Clusters:
+        if warm is None:
+            return kmeans(x, count, iterations=self.first_iterations, init=spread_tokens(x, count))
+        return kmeans(x, count, iterations=self.iterations, init=warm)
+
+    def _choose(self, q: Clusters, k: Clusters, layout: VideoLayout) -> Tensor:
+        ranked = rank_clusters(log_cluster_mass(q.centroids, k.centroids, k.sizes))
+        if self.top_p is not None:
+            return keep_top_p(ranked, self.top_p, min_ratio=self.min_ratio)
+        pairs = video_pair_budget(self.density, layout)
+        return keep_top_p_at_density(ranked, q.sizes, k.sizes, pairs, min_ratio=self.min_ratio)
+
+
+def _checked_count(field: str, asked: int | None, default: int, tokens: int) -> int:
+    if asked is None:
+        return max(1, min(default, tokens))
+    if asked > tokens:
+        raise UsageError(f"{field}={asked} exceeds the {tokens} video tokens; use at most {tokens}")
+    return asked
+
+
+def _cluster_plan(mask: Tensor, q: Clusters, k: Clusters, layout: VideoLayout) -> AttentionPlan:
+    """Join (B, H, Nq, Nk) kept clusters and the text, one block each side, to a plan."""
+    q_order, k_order = (_full_order(c, layout) for c in (q, k))
+    before, after = int(layout.text_before > 0), int(layout.text_after > 0)
+    mask = torch.nn.functional.pad(mask, (before, after, before, after), value=True)
+    S = layout.num_tokens
+    q_sizes, k_sizes = (_full_sizes(c.sizes, layout) for c in (q, k))
+    ragged = RaggedBlockMask.from_sizes(mask, q_sizes, k_sizes, seq_q=S, seq_kv=S)
+    return AttentionPlan(mask=ragged, q_order=q_order, kv_order=k_order)
+
+
+def _full_order(clusters: Clusters, layout: VideoLayout) -> Tensor:
+    order = sort_by_label(clusters.labels, clusters.sizes.shape[-1]).order
+    if not layout.text_tokens:
+        return order
+    text = torch.arange(layout.num_tokens, dtype=torch.int32, device=order.device)
+    text = text.expand(*order.shape[:2], -1)
+    parts = (text[..., : layout.text_before], order + layout.text_before)
+    return torch.cat((*parts, text[..., layout.video_end :]), -1)
+
+
+def _full_sizes(sizes: Tensor, layout: VideoLayout) -> Tensor:
+    if layout.text_before:
+        sizes = torch.nn.functional.pad(sizes, (1, 0), value=layout.text_before)
+    if layout.text_after:
+        sizes = torch.nn.functional.pad(sizes, (0, 1), value=layout.text_after)
+    return sizes
