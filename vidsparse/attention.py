@@ -12,7 +12,7 @@ from vidsparse.kernels.block_sparse_attention import (
     Impl,
     block_sparse_attention,
 )
-from vidsparse.kernels.permute import permute_tokens, restore_tokens
+from vidsparse.kernels.permute import permute_qkv, restore_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -51,10 +51,7 @@ def attend_permuted(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
 ) -> AttentionOutput:
     """Do as ``run_plan``, leaving the output in the plan's query order."""
-    if plan.q_order is not None:
-        q = permute_tokens(q, plan.q_order)
-    if plan.kv_order is not None:
-        k, v = permute_tokens(k, plan.kv_order), permute_tokens(v, plan.kv_order)
+    q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
     return block_sparse_attention(q, k, v, plan.mask, impl=impl)
 
 
