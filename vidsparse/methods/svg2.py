@@ -154,8 +154,9 @@ class Svg2(SparseMethod):
             UsageError: more clusters than video tokens, or a density that text alone exceeds.
             ValueError: q or k holds NaN or infinity.
         """
-        if state.plan is not None and 0 <= site.step - state.planned_step < self.refresh_every:
-            return state.plan
+        last: AttentionPlan | None = state.plan
+        if last is not None and 0 <= site.step - state.planned_step < self.refresh_every:
+            return last
         plan = self._new_plan(q, k, layout, site, state)
         if self.refresh_every > 1:
             state.plan, state.planned_step = plan, site.step

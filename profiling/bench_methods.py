@@ -1,0 +1,305 @@
+"""Time whole methods against dense attention: planning, permutation and kernel apart.
+
+``python -m vidsparse.profiling.bench_methods --out results.json`` on a GPU.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vidsparse.errors import UsageError
+from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
+from vidsparse.kernels.permute import permute_qkv
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SparseMethod, build_method
+from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.profiling.environment import run_meta
+from vidsparse.profiling.gate import check_sampled_rows
+from vidsparse.profiling.synthetic import video_qkv
+
+Row = dict[str, Any]
+PARTS = ("plan", "permute", "kernel", "restore", "dense")
+_BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
+# A method's first sparse call (searches, first clustering) is no steady state.
+_FIRST_CALLS = 3
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A shape to time methods at.
+
+    Attributes:
+        name: as in the results.
+        layout: the sequence.
+        heads: H.
+        head_size: D.
+        batch: B.
+    """
+
+    name: str
+    layout: VideoLayout
+    heads: int
+    head_size: int
+    batch: int = 1
+
+
+CASES: dict[str, MethodCase] = {
+    case.name: case
+    for case in (
+        MethodCase("wan14b-720p", VideoLayout(21, 45, 80), heads=40, head_size=128),
+        MethodCase("wan14b-720p-8heads", VideoLayout(21, 45, 80), heads=8, head_size=128),
+        MethodCase("wan1.3b-480p", VideoLayout(21, 30, 52), heads=12, head_size=128),
+        MethodCase("small-d64", VideoLayout(13, 30, 45, text_before=226), heads=24, head_size=64),
+        MethodCase("tiny", VideoLayout(4, 12, 16), heads=2, head_size=32),
+    )
+}
+
+
+def bench_methods(
+    cases: list[MethodCase],
+    methods: list[str],
+    densities: list[float],
+    *,
+    device: torch.device,
+    repeats: int = 7,
+    on_row: Callable[[Row], None] | None = None,
+) -> Iterator[Row]:
+    """Time every method at every density of every case.
+
+    Args:
+        cases: shapes.
+        methods: names, or ``name:field=value:...`` with parameters.
+        densities: requested densities, in (0, 1).
+        device: where to run.
+        repeats: consecutive denoising steps timed, each with a dense call beside it.
+        on_row: called with each row as soon as it is there.
+
+    Yields:
+        Rows with times in ms per call of one layer: medians over the steps, but ``plan_ms`` is a
+        mean, so that plans that serve several steps are charged in full.
+
+    Raises:
+        UsageError: a method or parameter is unknown.
+    """
+    for case in cases:
+        for method in methods:
+            for density in densities:
+                row = bench_method(case, method, density, device=device, repeats=repeats)
+                if on_row is not None:
+                    on_row(row)
+                yield row
+
+
+def bench_method(
+    case: MethodCase, spec: str, density: float, *, device: torch.device, repeats: int = 7
+) -> Row:
+    """Time one method at one density; see ``bench_methods``.
+
+    Raises:
+        AssertionError: the output is not attention under the plan's mask; no time is given then.
+    """
+    method = parse_method(spec, density)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    q, k, v = video_qkv(case.layout, case.batch, case.heads, case.head_size, device, dtype)
+    state, dense = method.init_state(), fastest_dense(q, k, v)
+    site = CallSite("transformer", 1, 2, 0, 50, 0.5, 0, 0)
+    times: list[dict[str, float]] = []
+    clocks = []
+    for step in range(-_FIRST_CALLS, repeats):
+        clock = Clock(device)
+        here = replace(site, step=step + _FIRST_CALLS + 10)
+        plan, output = _timed_call(method, q, k, v, case.layout, here, state, clock)
+        if plan is not None and output is not None and step == -1:
+            check_sampled_rows(q, k, v, plan, output)
+        clock.mark("rest")
+        dense(q, k, v)
+        clock.mark("dense")
+        if step >= 0:
+            clocks.append(clock)
+    times = [clock.milliseconds() for clock in clocks]
+    kept = 1.0 if plan is None else float(plan.density())
+    return _row(case, spec, kept, times)
+
+
+def parse_method(spec: str, density: float) -> SparseMethod:
+    """Build a method from ``name`` or ``name:field=value:field=value``.
+
+    Raises:
+        UsageError: the name, a field or a value is unknown.
+    """
+    name, *options = spec.split(":")
+    parameters: dict[str, Any] = {"density": density}
+    for option in options:
+        field, equals, value = option.partition("=")
+        if not equals:
+            raise UsageError(f"option {option!r} of {spec!r} has no value; write field=value")
+        try:
+            parameters[field] = json.loads(value)
+        except json.JSONDecodeError:
+            parameters[field] = value
+    return build_method(name, parameters)
+
+
+def fastest_dense(q: Tensor, k: Tensor, v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return dense attention with the backend of SDPA that is fastest for these inputs."""
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    if q.device.type != "cuda":
+        return sdpa
+    best: tuple[float, SDPBackend] | None = None
+    for backend in _BACKENDS:
+        took = _backend_seconds(backend, q, k, v)
+        if took is not None and (best is None or took < best[0]):
+            best = took, backend
+    if best is None:
+        return sdpa
+    chosen = best[1]
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(chosen):
+            return sdpa(q, k, v)
+
+    return dense
+
+
+def _backend_seconds(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> float | None:
+    """Return the better of two calls after a warm-up; None when the backend refuses."""
+    best = None
+    try:
+        with sdpa_kernel(backend):
+            for attempt in range(3):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                torch.nn.functional.scaled_dot_product_attention(q, k, v)
+                torch.cuda.synchronize()
+                took = time.perf_counter() - start
+                if attempt and (best is None or took < best):
+                    best = took
+    except RuntimeError:
+        return None
+    return best
+
+
+class Clock:
+    """Marks on the device's timeline; reading them waits, setting them does not."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, Any]] = [("", self._now())]
+
+    def mark(self, part: str) -> None:
+        """End a part."""
+        self._marks.append((part, self._now()))
+
+    def milliseconds(self) -> dict[str, float]:
+        """Return the time of each part in ms."""
+        if self._cuda:
+            self._marks[-1][1].synchronize()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return {part: self._between(start, end) for (_, start), (part, end) in pairs}
+
+    def _between(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end)) if self._cuda else float(end - start) * 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+def _timed_call(
+    method: SparseMethod,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: VideoLayout,
+    site: CallSite,
+    state: Any,
+    clock: Clock,
+) -> tuple[AttentionPlan | None, AttentionOutput | None]:
+    """Do what ``SparseAttention`` does for a sparse call, with marks between the parts."""
+    from vidsparse.attention import restore_output
+
+    plan = method.plan(q, k, v, layout, site, state)
+    clock.mark("plan")
+    if plan is None:
+        return None, None
+    moved = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
+    clock.mark("permute")
+    output = block_sparse_attention(*moved, plan.mask)
+    clock.mark("kernel")
+    method.observe(output, plan, site, state)
+    restored = restore_output(output, plan)
+    clock.mark("restore")
+    return plan, restored
+
+
+def _row(case: MethodCase, spec: str, kept: float, times: list[dict[str, float]]) -> Row:
+    median = {part: statistics.median(t.get(part, 0.0) for t in times) for part in PARTS}
+    plan = statistics.fmean(t["plan"] for t in times)
+    permute = median["permute"] + median["restore"]
+    total = plan + permute + median["kernel"]
+    return {
+        "case": case.name,
+        "method": spec,
+        "density": round(kept, 4),
+        "plan_ms": round(plan, 3),
+        "permute_ms": round(permute, 3),
+        "kernel_ms": round(median["kernel"], 3),
+        "total_ms": round(total, 3),
+        "dense_ms": round(median["dense"], 3),
+        "overhead_fraction": round((total - median["kernel"]) / median["dense"], 4),
+        "attention_speedup": round(median["dense"] / total, 3),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bench from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m vidsparse.profiling.bench_methods")
+    parser.add_argument("--cases", default="wan14b-720p,wan1.3b-480p,small-d64")
+    parser.add_argument("--methods", default="svg,draft,svg2")
+    parser.add_argument("--densities", default="0.5,0.3,0.2")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    meta, rows = run_meta(device), []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
+
+    cases = [_case(name) for name in options.cases.split(",")]
+    densities = [float(text) for text in options.densities.split(",")]
+    methods = options.methods.split(",")
+    for _ in bench_methods(
+        cases, methods, densities, device=device, repeats=options.repeats, on_row=keep
+    ):
+        pass
+    return 0
+
+
+def _case(name: str) -> MethodCase:
+    if name not in CASES:
+        raise UsageError(f"unknown case {name!r}; use {', '.join(CASES)}")
+    return CASES[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+
+from vidsparse.attention import run_plan
+from vidsparse.errors import UsageError
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.svg2 import Svg2
+from vidsparse.plan import CallSite
+from vidsparse.profiling.bench_methods import CASES, bench_method, main, parse_method
+from vidsparse.profiling.gate import check_sampled_rows, kept_keys
+from vidsparse.profiling.synthetic import video_qkv
+
+CPU = torch.device("cpu")
+SITE = CallSite("transformer", 0, 1, 5, 20, 0.5, 0, 0)
+LAYOUT = VideoLayout(3, 10, 12, text_before=5)
+
+
+def test_row_has_every_figure_and_they_agree():
+    row = bench_method(CASES["tiny"], "svg2", 0.3, device=CPU, repeats=2)
+    assert list(row) == [
+        "case",
+        "method",
+        "density",
+        "plan_ms",
+        "permute_ms",
+        "kernel_ms",
+        "total_ms",
+        "dense_ms",
+        "overhead_fraction",
+        "attention_speedup",
+    ]
+    assert row["density"] == pytest.approx(0.3, abs=0.05)
+    parts = row["plan_ms"] + row["permute_ms"] + row["kernel_ms"]
+    assert row["total_ms"] == pytest.approx(parts, abs=0.01)
+    overhead = (row["plan_ms"] + row["permute_ms"]) / row["dense_ms"]
+    assert row["overhead_fraction"] == pytest.approx(overhead, rel=0.02)
+    assert row["attention_speedup"] == pytest.approx(row["dense_ms"] / row["total_ms"], rel=0.02)
+
+
+def test_command_saves_every_row(tmp_path, capsys):
+    out = tmp_path / "results" / "methods.json"
+    options = "--cases tiny --methods svg2,svg2:refresh_every=2 --densities 0.3,0.2 --repeats 1"
+    main([*options.split(), "--device", "cpu", "--out", str(out)])
+    saved = json.loads(out.read_text())
+    assert [(r["method"], r["density"] <= 0.3) for r in saved["rows"]] == [
+        ("svg2", True),
+        ("svg2", True),
+        ("svg2:refresh_every=2", True),
+        ("svg2:refresh_every=2", True),
+    ]
+    assert saved["meta"]["torch"] == torch.__version__
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_unknown_case_names_the_known_ones():
+    with pytest.raises(UsageError, match="wan14b-720p"):
+        main(["--cases", "nope", "--device", "cpu"])
+
+
+def test_method_options_are_read():
+    method = parse_method("svg2:first_iterations=7:top_p=0.9", 0.25)
+    assert method == Svg2(density=0.25, first_iterations=7, top_p=0.9)
+
+
+def test_method_option_without_value_says_so():
+    with pytest.raises(UsageError, match="write field=value"):
+        parse_method("svg2:top_p", 0.25)
+
+
+def planned():
+    q, k, v = video_qkv(LAYOUT, 1, 2, 16, CPU, torch.float32)
+    method = Svg2(density=0.3, q_clusters=8, k_clusters=30)
+    return q, k, v, method.plan(q, k, v, LAYOUT, SITE, method.init_state())
+
+
+def test_gate_lets_right_outputs_pass_and_stops_wrong_ones():
+    q, k, v, plan = planned()
+    output = run_plan(q, k, v, plan)
+    check_sampled_rows(q, k, v, plan, output, rows=LAYOUT.num_tokens, heads=2)
+    output.out[0, 1, -1] *= 1.01
+    with pytest.raises(AssertionError, match="head 1 of row 0"):
+        check_sampled_rows(q, k, v, plan, output, rows=LAYOUT.num_tokens, heads=2)
+    output.out[0, 0, 0] = float("nan")
+    with pytest.raises(AssertionError, match="head 0 of row 0: relative error nan"):
+        check_sampled_rows(q, k, v, plan, output, rows=LAYOUT.num_tokens, heads=2)
+
+
+def test_kept_keys_are_the_plans_mask_in_natural_order():
+    _, _, _, plan = planned()
+    rows = torch.arange(LAYOUT.num_tokens)
+    mask = torch.empty(LAYOUT.num_tokens, LAYOUT.num_tokens, dtype=torch.bool)
+    token_mask = plan.mask.token_mask()[0, 1]
+    mask[plan.q_order[0, 1].long()[:, None], plan.kv_order[0, 1].long()] = token_mask
+    assert kept_keys(plan, rows, 0, 1).equal(mask)
+
+
+def test_synthetic_tokens_attend_to_few_others():
+    q, k, _ = video_qkv(LAYOUT, 1, 4, 64, CPU, torch.float32)
+    assert video_qkv(LAYOUT, 1, 4, 64, CPU, torch.float32)[0].equal(q)
+    video = slice(LAYOUT.text_before, LAYOUT.video_end)
+    weights = torch.softmax(q[:, :, video] @ k[:, :, video].mT / 8, -1)
+    best = weights.sort(-1, descending=True).values[..., : LAYOUT.video_tokens // 4].sum(-1)
+    assert (best.mean((0, 2)) > 0.6).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["svg2"])
+def test_methods_run_at_real_size(method):
+    row = bench_method(CASES["wan1.3b-480p"], method, 0.3, device=torch.device("cuda"), repeats=2)
+    assert row["attention_speedup"] > 1
