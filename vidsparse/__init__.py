@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vidsparse.api import Handle, enable, enabled
+    from vidsparse.api import Handle, disable, enable, enabled
     from vidsparse.config import SparseConfig
     from vidsparse.schedule import DenseSchedule
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 # Nothing heavy is imported until a name is asked for: `import vidsparse` must not wait for torch.
 _WHERE = {
+    "disable": "vidsparse.api",
     "enable": "vidsparse.api",
     "enabled": "vidsparse.api",
     "Handle": "vidsparse.api",
@@ -25,7 +26,15 @@ _WHERE = {
     "DenseSchedule": "vidsparse.schedule",
 }
 
-__all__ = ["DenseSchedule", "Handle", "SparseConfig", "__version__", "enable", "enabled"]
+__all__ = [
+    "DenseSchedule",
+    "Handle",
+    "SparseConfig",
+    "__version__",
+    "disable",
+    "enable",
+    "enabled",
+]
 
 
 def __getattr__(name: str) -> Any:

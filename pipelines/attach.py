@@ -1,0 +1,166 @@
+"""Attach a callable to the video self-attentions of a pipeline, and take it off again."""
+
+import inspect
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from vidsparse.errors import AlreadyEnabledError, UnsupportedPipelineError, UsageError
+from vidsparse.pipelines.base import family_of, supported_pipelines
+from vidsparse.pipelines.layers import AttachedLayer, AttachedTransformer, Attention
+from vidsparse.pipelines.processors import attach_processor, is_attached
+from vidsparse.pipelines.tracker import StepTracker
+
+_NAMES = ("transformer", "transformer_2")
+
+
+@dataclass(eq=False)
+class Attachment:
+    """Everything that was put on one pipeline or bare transformer.
+
+    Modules point to it, it points back weakly: dropping the pipeline frees its memory at once.
+
+    Attributes:
+        attention: what the layers call.
+        tracker: where the generation stands.
+    """
+
+    attention: Attention
+    tracker: StepTracker = field(default_factory=StepTracker)
+    _modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
+    _hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def add(self, name: str, transformer: nn.Module, pipeline: Callable[[], Any]) -> None:
+        """Attach to one transformer.
+
+        Args:
+            name: its attribute name in the pipeline.
+            transformer: the model, compiled or not.
+            pipeline: returns the pipeline around it, or None.
+
+        Raises:
+            UnsupportedPipelineError: no family knows it, or a processor is foreign.
+        """
+        inner = _unwrap(transformer)
+        family = family_of(inner)
+        running = AttachedTransformer(name, family, self.attention, self.tracker, self)
+        modules: list[Any] = list(family.self_attentions(inner))
+        for index, module in enumerate(modules):
+            layer = AttachedLayer(running, module.processor, index, len(modules))
+            module.processor = attach_processor(module.processor, layer)
+            self._modules.append(weakref.ref(module))
+        self._hook(transformer, running, pipeline)
+
+    def detach(self) -> None:
+        """Put the original processors back and remove every hook; harmless a second time."""
+        for hook in self._hooks:
+            hook.remove()
+        for module in self._alive():
+            # A processor that someone put there since is theirs to keep.
+            if is_attached(module.processor):
+                module.processor = module.processor.vidsparse_original
+        self._hooks.clear()
+        self._modules.clear()
+        self.attention.reset()
+
+    def _alive(self) -> list[Any]:
+        modules = [reference() for reference in self._modules]
+        return [module for module in modules if module is not None]
+
+    # torch's own hooks: diffusers' vanish when accelerate re-installs an offload hook.
+    def _hook(
+        self, outer: nn.Module, running: AttachedTransformer, pipeline: Callable[[], Any]
+    ) -> None:
+        signature = inspect.signature(type(_unwrap(outer)).forward)
+
+        def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._check_processors()
+            inputs = signature.bind_partial(None, *args, **kwargs).arguments
+            running.begin_forward(_unwrap(module), inputs, pipeline())
+
+        def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            running.end_forward()
+
+        self._hooks.append(outer.register_forward_pre_hook(begin, with_kwargs=True))
+        self._hooks.append(outer.register_forward_hook(end))
+
+    def _check_processors(self) -> None:
+        if not all(is_attached(module.processor) for module in self._alive()):
+            raise UsageError(
+                "attention processors were replaced after sparse attention was enabled (by "
+                "fuse_qkv_projections()?); call handle.disable() and enable it again"
+            )
+
+
+def attach(pipe_or_transformer: Any, attention: Attention) -> Attachment:
+    """Let the video self-attentions of a pipeline or bare transformer call ``attention``.
+
+    Args:
+        pipe_or_transformer: a diffusers pipeline with a supported transformer, or one alone.
+        attention: called instead of diffusers' attention op.
+
+    Returns:
+        What ``detach`` takes off again.
+
+    Raises:
+        UnsupportedPipelineError: no family knows the transformer, or a processor is foreign.
+        AlreadyEnabledError: something is attached already.
+    """
+    if attachments_of(pipe_or_transformer):
+        raise AlreadyEnabledError(
+            f"sparse attention is already enabled on this {type(pipe_or_transformer).__name__}; "
+            "call disable() on its handle, or vidsparse.disable(...) without one"
+        )
+    attachment = Attachment(attention)
+    try:
+        for name, transformer in _transformers_of(pipe_or_transformer).items():
+            attachment.add(name, transformer, _pipeline_reference(pipe_or_transformer))
+    except UnsupportedPipelineError:
+        attachment.detach()
+        raise
+    return attachment
+
+
+def attachments_of(pipe_or_transformer: Any) -> list[Attachment]:
+    """Return what is attached to a pipeline or bare transformer: one, or none.
+
+    Raises:
+        UnsupportedPipelineError: no family knows a transformer.
+    """
+    found: list[Attachment] = []
+    for transformer in _transformers_of(pipe_or_transformer).values():
+        inner = _unwrap(transformer)
+        modules: list[Any] = list(family_of(inner).self_attentions(inner))
+        for processor in (module.processor for module in modules):
+            if is_attached(processor) and processor.vidsparse_layer.owner not in found:
+                found.append(processor.vidsparse_layer.owner)
+    return found
+
+
+def _transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    if isinstance(pipe_or_transformer, nn.Module):
+        return {_NAMES[0]: pipe_or_transformer}
+    found = {name: getattr(pipe_or_transformer, name, None) for name in _NAMES}
+    transformers = {name: each for name, each in found.items() if isinstance(each, nn.Module)}
+    if not transformers:
+        raise UnsupportedPipelineError(
+            f"{type(pipe_or_transformer).__name__} has no video transformer; supported pipelines "
+            f"are {', '.join(supported_pipelines())}"
+        )
+    return transformers
+
+
+def _pipeline_reference(pipe_or_transformer: Any) -> Callable[[], Any]:
+    if isinstance(pipe_or_transformer, nn.Module):
+        return lambda: None
+    return weakref.ref(pipe_or_transformer)
+
+
+def _unwrap(transformer: Any) -> nn.Module:
+    """Return the model inside ``torch.compile(model)``; its hooks are the outer object's."""
+    inner: nn.Module = getattr(transformer, "_orig_mod", transformer)
+    return inner

@@ -1,0 +1,160 @@
+"""What happens at run time when an attached self-attention is called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.layout import VideoLayout
+from vidsparse.pipelines.base import ModelFamily
+from vidsparse.pipelines.processors import Processor, dense_attention
+from vidsparse.pipelines.tracker import Clock, StepTracker, clock_of
+from vidsparse.plan import CallSite
+
+DenseOp = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class DenseCounter(Protocol):
+    """Counts the calls that never reach the attention callable."""
+
+    def record_dense(self, reason: str, site: object) -> None:
+        """Count a dense call and why it was one."""
+
+
+class Attention(Protocol):
+    """What is attached; ``vidsparse.attention.SparseAttention`` is one."""
+
+    @property
+    def recorder(self) -> DenseCounter:
+        """Where dense calls are counted."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        layout: VideoLayout,
+        site: CallSite,
+        dense: DenseOp,
+    ) -> Tensor:
+        """Attend: (B, H, S, D) in and out; ``dense`` does what diffusers would have done."""
+
+    def reset(self) -> None:
+        """Forget what was learnt from earlier calls."""
+
+
+@dataclass
+class AttachedTransformer:
+    """One transformer under way.
+
+    Attributes:
+        name: attribute name in the pipeline.
+        family: what knows its structure.
+        attention: what its layers call.
+        tracker: shared by the transformers of one pipeline.
+        owner: the attachment it belongs to.
+        layout: of the running forward; None between forwards.
+        rows: B of the running forward.
+        forwards: serial number of the running forward.
+    """
+
+    name: str
+    family: ModelFamily
+    attention: Attention
+    tracker: StepTracker
+    owner: object
+    layout: VideoLayout | None = None
+    rows: int = 1
+    forwards: int = 0
+    _grid: tuple[int, int, int] | None = None
+
+    def begin_forward(self, transformer: Any, inputs: dict[str, Any], pipeline: Any) -> None:
+        """Note where the generation stands and how this forward's tokens lie."""
+        self.tracker.begin_forward(inputs.get("timestep"), self._clock(pipeline))
+        self.layout = self.family.layout(transformer, inputs)
+        self.rows = len(inputs["hidden_states"])
+        self.forwards += 1
+        if self._grid != self.layout.grid:
+            self.attention.reset()
+            self._grid = self.layout.grid
+
+    def end_forward(self) -> None:
+        """Note that the forward returned."""
+        self.tracker.end_forward()
+        self.layout = None
+
+    def _clock(self, pipeline: Any) -> Clock:
+        return clock_of(pipeline, time_rises=self.family.time_rises)
+
+
+@dataclass(eq=False)
+class AttachedLayer:
+    """One video self-attention; what the processor's handle leads to.
+
+    Attributes:
+        transformer: the one it belongs to.
+        original: diffusers' processor, asked for its backend when a call stays dense.
+        index: among the video self-attentions of its transformer, in order of execution.
+        num_layers: how many there are.
+    """
+
+    transformer: AttachedTransformer
+    original: Processor
+    index: int
+    num_layers: int
+    _forward: int = field(default=-1, repr=False)
+    _row: int = field(default=0, repr=False)
+
+    @property
+    def owner(self) -> object:
+        """The attachment this layer belongs to."""
+        return self.transformer.owner
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend through the attached callable: (B, S, H, D) in, contiguous (B, S, H, D) out."""
+        layout = self._layout(q.shape[1])
+        site = self._site(q.shape[0])
+        attention = self.transformer.attention
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        dense = partial(dense_attention, self.original, mask=mask)
+        if mask is not None and layout.text_valid is None:
+            attention.recorder.record_dense("attention mask", site)
+            out = dense(q, k, v)
+        else:
+            out = attention(q, k, v, layout=layout, site=site, dense=dense)
+        return out.transpose(1, 2).contiguous()
+
+    def _layout(self, num_tokens: int) -> VideoLayout:
+        running = self.transformer
+        if running.layout is None:
+            raise UsageError(
+                f"a layer of {running.name} ran outside it; call the transformer itself, not its "
+                "forward() or its blocks, or call handle.disable() first"
+            )
+        return running.family.call_layout(running.layout, num_tokens)
+
+    def _site(self, rows: int) -> CallSite:
+        tracker = self.transformer.tracker
+        return CallSite(
+            transformer=self.transformer.name,
+            layer=self.index,
+            num_layers=self.num_layers,
+            step=tracker.step,
+            num_steps=tracker.num_steps,
+            sigma=tracker.sigma,
+            branch=self._branch(rows),
+            generation=tracker.generation,
+        )
+
+    def _branch(self, rows: int) -> int:
+        running = self.transformer
+        if rows == running.rows:
+            return running.tracker.branch
+        # The processor takes one batch row at a time: each is a branch of its own.
+        self._row = self._row + 1 if self._forward == running.forwards else 0
+        self._forward = running.forwards
+        return running.tracker.branch * running.rows + self._row

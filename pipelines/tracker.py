@@ -1,0 +1,147 @@
+"""Follow generations, steps and branches from what the transformers are called with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_TIME_SCALE = 1000.0
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the pipeline around a transformer knows when a forward begins.
+
+    Attributes:
+        timesteps: ``scheduler.timesteps``; every ``set_timesteps`` makes a new object.
+        step_index: ``scheduler.step_index``, where the scheduler has one.
+        num_steps: steps of the running generation.
+        time_rises: the model is told 1000 - t, so that time grows while noise falls.
+    """
+
+    timesteps: object | None = None
+    step_index: int | None = None
+    num_steps: int | None = None
+    time_rises: bool = False
+
+
+@dataclass
+class StepTracker:
+    """Steps of one pipeline or bare transformer; reads nothing but its arguments.
+
+    A new ``scheduler.timesteps`` object, a time that runs backwards or an aborted forward begins a
+    generation; a new time begins a step; forwards at the same time are branches. No call is
+    counted, so that step caches may skip any of them.
+
+    Attributes:
+        generation: counts from 0; -1 before the first forward.
+        step: from 0 in each generation.
+        branch: from 0 in each step.
+        num_steps: steps of this generation, None when nobody told.
+        sigma: noise level in [0, 1], None when the forward had no time.
+    """
+
+    generation: int = -1
+    step: int = -1
+    branch: int = -1
+    num_steps: int | None = None
+    sigma: float | None = None
+    _told_steps: int | None = None
+    _told: bool = False
+    _restart: bool = True
+    _inside: bool = False
+    _clock: Clock = field(default_factory=Clock)
+    _time: Tensor | float | None = None
+    _version: int = 0
+    _elapsed: float | None = None
+
+    def begin_forward(self, time: Tensor | float | None, clock: Clock) -> None:
+        """Note that a transformer is about to run.
+
+        Args:
+            time: the forward's ``timestep``, any shape with the batch first; waits for its device
+                once per tensor object.
+            clock: the pipeline's; an empty one for a bare transformer.
+        """
+        version = _version(time)
+        known = time is not None and time is self._time and version == self._version
+        elapsed = self._elapsed if known else self._read(time, clock.time_rises)
+        if self._begins_generation(elapsed, clock):
+            self._begin_generation(clock)
+        # Low-precision times of two steps may round to one value: the scheduler tells them apart.
+        same_step = elapsed == self._elapsed and clock.step_index == self._clock.step_index
+        if self.step >= 0 and same_step:
+            self.branch += 1
+        else:
+            self.step, self.branch = self.step + 1, 0
+        self._time, self._version, self._elapsed = time, version, elapsed
+        self._clock, self._inside = clock, True
+
+    def end_forward(self) -> None:
+        """Note that the forward returned; one that raised never gets here."""
+        self._inside = False
+
+    def restart(self, *, told: bool = False, num_steps: int | None = None) -> None:
+        """Let the next forward begin a generation.
+
+        Args:
+            told: the caller marks the end too, by another ``restart``: until then neither time
+                nor scheduler begin a generation.
+            num_steps: steps of the coming generation.
+        """
+        self._restart, self._told, self._told_steps = True, told, num_steps
+
+    def _read(self, time: Tensor | float | None, time_rises: bool) -> float | None:
+        if time is None:
+            self.sigma = None
+            return None
+        # One row, on the CPU: times per token or per frame differ inside a row, not between rows.
+        row = torch.as_tensor(time).detach()
+        row = (row[-1] if row.dim() else row).to("cpu", torch.float64)
+        level = float(row.max()) / _TIME_SCALE
+        self.sigma = min(max(1 - level if time_rises else level, 0.0), 1.0)
+        return float(row.sum()) * (1 if time_rises else -1)
+
+    def _begins_generation(self, elapsed: float | None, clock: Clock) -> bool:
+        if self._restart or self._inside:
+            return True
+        if self._told:
+            return False
+        if clock.timesteps is not self._clock.timesteps:
+            return True
+        return elapsed is not None and self._elapsed is not None and elapsed < self._elapsed - 1e-6
+
+    def _begin_generation(self, clock: Clock) -> None:
+        self.generation += 1
+        self.step = self.branch = -1
+        self.num_steps = self._told_steps if self._told_steps is not None else clock.num_steps
+        self._restart = False
+
+
+def clock_of(pipeline: Any, *, time_rises: bool = False) -> Clock:
+    """Read the clock of a diffusers pipeline.
+
+    Args:
+        pipeline: a pipeline, or None for a bare transformer.
+        time_rises: what holds where the scheduler does not say.
+    """
+    scheduler = getattr(pipeline, "scheduler", None)
+    timesteps = getattr(scheduler, "timesteps", None)
+    num_steps = getattr(pipeline, "_num_timesteps", None)
+    if num_steps is None and timesteps is not None:
+        num_steps = len(timesteps)
+    config = getattr(scheduler, "config", {})
+    return Clock(
+        timesteps=timesteps,
+        step_index=getattr(scheduler, "step_index", None),
+        num_steps=num_steps,
+        time_rises=config.get("invert_sigmas", time_rises),
+    )
+
+
+def _version(time: object) -> int:
+    """Count in-place writes, so that a loop may refill one tensor; inference tensors do not."""
+    if not isinstance(time, Tensor) or time.is_inference():
+        return 0
+    return time._version
