@@ -99,12 +99,13 @@ def flat_top_k(
 
     Source: DraftAttention, arXiv:2505.14708, equation 10, with a floor for every row.
     """
-    ranked = _forced_first(scores, forced).flatten(-2)
+    kept = _with_floor(scores, forced)
+    ranked = scores.masked_fill(kept, torch.inf).flatten(-2)
     order = torch.argsort(ranked, dim=-1, descending=True, stable=True)
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).flatten(-2)
     target = (density - _SLACK) * pairs.sum(-1, keepdim=True)
     before = _before(pairs.expand(ranked.shape).gather(-1, order))
-    return _unsort(before < target, order).view(scores.shape)
+    return _unsort(before < target, order).view(scores.shape) | kept
 
 
 def row_top_k(
@@ -133,7 +134,7 @@ def row_top_k(
     Source: AdaSpa, arXiv:2502.21079, section 4.2.
     """
     kept = _with_floor(scores, forced)
-    order = torch.argsort(_forced_first(scores, forced), dim=-1, descending=True, stable=True)
+    order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
     need = (kept * kv_sizes[..., None, :]).sum(-1).double()
     level = _even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True))
@@ -155,7 +156,8 @@ def top_p(
     A block is kept while what comes before it holds at most ``p``, as in SVG2.
 
     Args:
-        mass: (B, H, Nq, Nkv) floating, at least 0, each row sums to 1; summed in float32.
+        mass: (B, H, Nq, Nkv) floating, at least 0, each row sums to 1; summed in float32 at
+            least.
         p: share in [0, 1]; 1 keeps everything.
         kv_sizes: (..., Nkv) integer tokens per key block.
         forced: bool, broadcastable to the mass.
@@ -168,12 +170,14 @@ def top_p(
     """
     if p >= 1:
         return torch.ones_like(mass, dtype=torch.bool)
-    order = torch.argsort(_forced_first(mass, forced), dim=-1, descending=True, stable=True)
-    held = _before(mass.float().gather(-1, order))
+    kept = _with_floor(mass, forced)
+    order = torch.argsort(mass.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
+    exact = mass.to(torch.promote_types(mass.dtype, torch.float32))
+    held = _before(exact.gather(-1, order))
     sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
     least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None]
     wanted = (held <= p) | (_before(sizes) < least)
-    return _unsort(wanted, order) | _with_floor(mass, forced)
+    return _unsort(wanted, order) | kept
 
 
 def above_threshold(scores: Tensor, threshold: float, *, forced: Tensor | None = None) -> Tensor:
@@ -207,13 +211,9 @@ def _with_floor(scores: Tensor, forced: Tensor | None) -> Tensor:
     return forced | (best & ~forced.any(-1, keepdim=True))
 
 
-def _forced_first(scores: Tensor, forced: Tensor | None) -> Tensor:
-    return scores.masked_fill(_with_floor(scores, forced), torch.inf)
-
-
 def _before(sizes: Tensor) -> Tensor:
     """Sum what precedes each entry of the last dimension."""
-    return sizes.cumsum(-1) - sizes
+    return torch.nn.functional.pad(sizes.cumsum(-1)[..., :-1], (1, 0))
 
 
 def _unsort(kept: Tensor, order: Tensor) -> Tensor:
