@@ -89,7 +89,8 @@ def _dispatch_attention(
     _refuse({"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale})
     _refuse({"enable_gqa": enable_gqa, "attention_kwargs": attention_kwargs})
     _refuse({"parallel_config": parallel_config})
-    return attention_op(query, key, value, attn_mask, _handle())
+    out: Tensor = attention_op(query, key, value, attn_mask, _handle())
+    return out
 
 
 def _scaled_dot_product_attention(
@@ -106,7 +107,8 @@ def _scaled_dot_product_attention(
     _refuse({"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale})
     _refuse({"enable_gqa": enable_gqa})
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return attention_op(q, k, v, attn_mask, _handle()).transpose(1, 2)
+    out: Tensor = attention_op(q, k, v, attn_mask, _handle())
+    return out.transpose(1, 2)
 
 
 _FUNCTIONAL = types.SimpleNamespace(**vars(torch.nn.functional))
@@ -125,7 +127,7 @@ def attach_processor(original: Processor, layer: Layer) -> Processor:
     Raises:
         UnsupportedPipelineError: the processor calls no attention op we can swap.
     """
-    attached = object.__new__(_attached_class(type(original)))
+    attached: Processor = object.__new__(_attached_class(type(original)))
     attached.__dict__ = original.__dict__
     number = next(_NEXT_HANDLE)
     _LAYERS[number] = layer
