@@ -1,5 +1,6 @@
 """Find a model on this machine and load it: device, dtype, pipeline."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,12 @@ def _load_folder(folder: Path, model: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     try:
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        with warnings.catch_warnings():
+            # diffusers 0.42 renames the argument to dtype, which 0.41 does not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            return DiffusionPipeline.from_pretrained(
+                folder, torch_dtype=dtype, local_files_only=True
+            )
     except (OSError, ValueError, AttributeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"model {model!r} cannot be loaded: {first}") from error

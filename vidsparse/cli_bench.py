@@ -1,0 +1,164 @@
+"""``vidsparse bench`` and ``vidsparse profile``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidsparse import cli_common as common
+from vidsparse.errors import UsageError
+
+bench = typer.Typer(
+    help="Time kernels or whole methods against dense attention.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Out = Annotated[Path | None, typer.Option(help="Results file (JSON) to write.")]
+
+
+@bench.command()
+def methods(
+    case: Annotated[
+        list[str] | None, typer.Option(help="Shape, repeatable; by device when left out.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, or name:key=value:...; repeatable.")
+    ] = None,
+    density: Annotated[list[float] | None, typer.Option(help="In (0, 1]; repeatable.")] = None,
+    repeats: Annotated[int, typer.Option(help="Denoising steps timed.")] = 7,
+    device: common.Device = "auto",
+    json: common.JsonFlag = False,
+    out: Out = None,
+) -> None:
+    """Time whole methods, part by part, beside dense."""
+    from vidsparse.loading import pick_device
+    from vidsparse.profiling.bench_methods import CASES, bench_methods
+
+    where = pick_device(device)
+    names = case or (["wan14b-720p-8heads"] if where.type == "cuda" else ["tiny"])
+    cases = [_known("case", name, CASES) for name in names]
+    chosen, densities = method or ["svg"], density or [0.5, 0.25]
+    total = len(cases) * len(chosen) * len(densities)
+    with common.progress_bars(quiet=json) as bars:
+        rows = []
+        for row in bench_methods(cases, chosen, densities, device=where, repeats=repeats):
+            rows.append(row)
+            bars("measured", len(rows), total)
+    _deliver(rows, where, json, out)
+
+
+def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+    return table[name]
+
+
+def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | None) -> None:
+    from vidsparse.profiling.environment import run_meta
+
+    document = {"meta": run_meta(device), "rows": rows}
+    if out is not None:
+        from vidsparse.report import write_json
+
+        write_json(out, document)
+    if json:
+        common.print_json(document)
+        return
+    from rich.console import Console
+
+    Console().print(_table(rows, document["meta"]["device"]))
+    if out is not None:
+        typer.echo(f"wrote {out}")
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        text = any(isinstance(row.get(name), str) for row in rows)
+        table.add_column(name, justify="left" if text else "right")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    return table
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def profile(
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Which heads SVG finds spatial and temporal.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Picture to write (PNG).")] = Path("out/heads.png"),
+    prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
+    density: common.Density = None,
+    dense_steps: common.DenseSteps = None,
+    model: common.Model = "tiny",
+    grid: common.Grid = None,
+    height: common.Height = None,
+    width: common.Width = None,
+    num_frames: common.NumFrames = None,
+    steps: common.Steps = None,
+    guidance: common.Guidance = None,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.JsonFlag = False,
+) -> None:
+    """Generate with SVG and draw its head types."""
+    if not heads:
+        raise UsageError("say what to profile: --heads")
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out} does not end in .png, the only format written; rename it")
+    from vidsparse.cli_generate import DEFAULT_PROMPT, load_for_sampling
+    from vidsparse.generate import Sampling, sample
+    from vidsparse.methods.base import SparseMethod
+    from vidsparse.methods.svg import WatchedSVG
+
+    watched = WatchedSVG(density=SparseMethod.density if density is None else density)
+    asked = Sampling(height, width, num_frames, steps, guidance)
+    pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
+    handle = _attach(pipe, watched, dense_steps)
+    with common.progress_bars(quiet=json) as bars:
+        sample(
+            pipe,
+            prompt or DEFAULT_PROMPT,
+            sampling,
+            seed=seed,
+            on_step=lambda done, total: bars("denoising", done, total),
+        )
+    handle.disable()
+    _deliver_heads(watched, out, json)
+
+
+def _attach(pipe: Any, watched: Any, dense_steps: str | None) -> Any:
+    import vidsparse
+    from vidsparse.request import parse_count_or_share
+
+    count = parse_count_or_share(dense_steps, "--dense-steps")
+    return vidsparse.enable(pipe, watched, dense_steps=count)
+
+
+def _deliver_heads(watched: Any, out: Path, json: bool) -> None:
+    from vidsparse.heads import draw_head_types, head_types
+    from vidsparse.video import replacing
+
+    found = head_types(watched)
+    if not found:
+        raise UsageError(
+            "no call was sparse, so no head was profiled; lower --dense-steps or use a larger grid"
+        )
+    with replacing(out) as temporary:
+        draw_head_types(found).savefig(temporary, dpi=150)
+    rows = [types.as_dict() for types in found]
+    if json:
+        common.print_json({"picture": str(out), "density": watched.density, "transformers": rows})
+        return
+    for row in rows:
+        typer.echo(f"{row['transformer']}: {row['temporal_share']:.1%} of head decisions temporal")
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,125 @@
+"""What the commands share: options, progress bars, output. Imports nothing heavy."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vidsparse.request import SparseRequest
+
+Model = Annotated[
+    str,
+    typer.Option(help="Bundled model, diffusers folder, or cached Hugging Face repository."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto (GPU: bfloat16, CPU: float32) or a dtype.")]
+Grid = Annotated[str | None, typer.Option(help="Grid of a bundled model, as in 'models'.")]
+Height = Annotated[int | None, typer.Option(help="Pixels.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+NumFrames = Annotated[int | None, typer.Option(help="Frames of the clip.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance scale.")]
+Seed = Annotated[int, typer.Option(help="Seed of the initial noise.")]
+Fps = Annotated[float, typer.Option(help="Frames per second of the MP4.")]
+Density = Annotated[float | None, typer.Option(help="Share of query-key pairs to keep, in (0, 1].")]
+Preset = Annotated[str | None, typer.Option(help="Preset: a .json file or a bundled name.")]
+DenseSteps = Annotated[
+    str | None, typer.Option(help="Steps that stay dense: a count (3) or a share (0.2).")
+]
+DenseLayers = Annotated[
+    str | None, typer.Option(help="Layers that stay dense: a count (1) or a share (0.05).")
+]
+Impl = Annotated[str, typer.Option(help="Kernel implementation, as in 'doctor'.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def shared_request(
+    density: float | None,
+    preset: str | None,
+    dense_steps: str | None,
+    dense_layers: str | None,
+    impl: str,
+) -> "SparseRequest":
+    """Collect the options that hold for every method of a command."""
+    from vidsparse.request import SparseRequest, parse_count_or_share
+
+    return SparseRequest(
+        label=Path(preset).stem if preset else "",
+        method=None,
+        density=density,
+        preset=preset,
+        dense_steps=parse_count_or_share(dense_steps, "--dense-steps"),
+        dense_layers=parse_count_or_share(dense_layers, "--dense-layers"),
+        impl=impl,
+    )
+
+
+def stderr_console() -> "Console":
+    """Return the console for progress and notes; results go to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print a remark to standard error."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print indented JSON to standard output."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+@contextmanager
+def waiting(text: str, *, quiet: bool) -> Iterator[None]:
+    """Show a spinner while something of unknown length happens; silent when ``quiet``."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    with stderr_console().status(text):
+        yield
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar per name; the yielded function takes name, steps done, all steps."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=stderr_console(), disable=quiet, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total)
+            progress.update(tasks[name], completed=done, total=total)
+
+        yield update
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers' and transformers' bars and remarks on optional parts off the terminal."""
+    import logging
+    import warnings
+
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torchmetrics|lpips|torchvision")

@@ -1,0 +1,178 @@
+"""``vidsparse methods``, ``vidsparse models`` and ``vidsparse doctor``."""
+
+from dataclasses import MISSING, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidsparse import cli_common as common
+from vidsparse.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidsparse.methods.base import SparseMethod
+
+
+def methods(json: common.JsonFlag = False) -> None:
+    """List the sparse methods and their parameters."""
+    from vidsparse.methods.base import available_methods
+
+    rows = [_method_row(method) for method in available_methods().values()]
+    if json:
+        common.print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:<10} {row['summary']} ({row['source']})")
+        settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+        typer.echo(f"{'':<10} {settings}")
+
+
+def _method_row(method: "type[SparseMethod]") -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(method)}
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "source": method.source,
+        "parameters": {
+            name: value if _is_plain(value) else str(value)
+            for name, value in defaults.items()
+            if value is not MISSING
+        },
+    }
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def models(
+    check: Annotated[
+        str | None, typer.Option(help="Generate held-out captions with this model; score them.")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="Captions for --check.")] = 64,
+    seed: common.Seed = 0,
+    grid: common.Grid = None,
+    steps: common.Steps = None,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.JsonFlag = False,
+) -> None:
+    """List the bundled models, or check what one generates."""
+    if check is not None:
+        _check(check, clips, seed, grid, steps, device, dtype, json)
+        return
+    rows = _model_rows()
+    if json:
+        common.print_json(rows)
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['name']}: {row['steps']} steps, guidance {row['guidance']}, "
+            f"licence {row['licence']}"
+        )
+        for name, size in row["grids"].items():
+            typer.echo(
+                f"  --grid {name}: {size['width']}x{size['height']}, "
+                f"{size['num_frames']} frames, {size['tokens']} video tokens"
+            )
+    if not rows:
+        typer.echo("no bundled models: this checkout holds no weights; use --model with a folder")
+
+
+def _model_rows() -> list[dict[str, Any]]:
+    from vidsparse.models import available, info
+
+    rows = []
+    for name in available():
+        card = info(name)
+        grids = {
+            key: {
+                "height": grid.height,
+                "width": grid.width,
+                "num_frames": grid.num_frames,
+                "tokens": grid.tokens,
+            }
+            for key, grid in card.grids.items()
+        }
+        rows.append(
+            {
+                "name": name,
+                "grids": grids,
+                "steps": card.steps,
+                "guidance": card.guidance,
+                "licence": card.licence,
+            }
+        )
+    return rows
+
+
+def _check(
+    model: str,
+    clips: int,
+    seed: int,
+    grid: str | None,
+    steps: int | None,
+    device: str,
+    dtype: str,
+    json: bool,
+) -> None:
+    from vidsparse.generate import Sampling, settle_sampling
+    from vidsparse.loading import is_bundled, load_pipeline, pick_device, pick_dtype
+    from vidsparse.models import available
+    from vidsparse.models.content import check_model
+
+    if not is_bundled(model):
+        known = ", ".join(available()) or "none in this checkout"
+        raise UsageError(f"--check {model!r} is no bundled model; choose one of: {known}")
+    if clips < 1:
+        raise UsageError(f"--clips {clips} must be at least 1")
+    sampling = settle_sampling(model, grid, Sampling(steps=steps))
+    where = pick_device(device)
+    precision = pick_dtype(dtype, where)
+    with common.waiting(f"loading {model}", quiet=json):
+        common.quiet_libraries()
+        pipe = load_pipeline(model, device=where, dtype=precision)
+    with common.progress_bars(quiet=json) as bars:
+        scores = check_model(
+            pipe,
+            clips=clips,
+            seed=seed,
+            **_check_options(sampling),
+            progress=lambda done, total: bars("clips", done, total),
+        )
+    if json:
+        common.print_json(scores)
+        return
+    for name, value in scores.items():
+        typer.echo(f"{name:<10} {value:.3f}" if isinstance(value, float) else f"{name:<10} {value}")
+
+
+def _check_options(sampling: Any) -> dict[str, Any]:
+    return {
+        "height": sampling.height,
+        "width": sampling.width,
+        "num_frames": sampling.num_frames,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+    }
+
+
+def doctor(json: common.JsonFlag = False) -> None:
+    """Print versions, devices and which kernels run here."""
+    from vidsparse.profiling.doctor import diagnose
+
+    with common.waiting("looking around", quiet=json):
+        found = diagnose()
+    if json:
+        common.print_json(found)
+        return
+    typer.echo(f"python {found['python']}, {found['platform']}")
+    for name, version in found["versions"].items():
+        typer.echo(f"  {name:<24} {version or 'not installed'}")
+    for row in found["devices"]:
+        typer.echo("device " + ", ".join(f"{key} {value}" for key, value in row.items()))
+    for row in found["kernels"]:
+        why = "; ".join(row["why_not"])
+        verdict = "runs" if row["runs"] else f"does not run: {why}"
+        typer.echo(f"kernel {row['impl']:<10} on {row['device']}: {verdict}")
+    for name, state in found["parts"].items():
+        typer.echo(f"{name}: {state}")

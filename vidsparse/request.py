@@ -1,0 +1,127 @@
+"""What the command line asks a method to do: its name, its density, its parameters."""
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from vidsparse.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidsparse.api import Handle
+
+
+@dataclass(frozen=True)
+class SparseRequest:
+    """A method with its options, before it meets a pipeline; None leaves a default.
+
+    Attributes:
+        label: how tables and pictures name it.
+        method: name of the method; None when the preset names it.
+        density: share of query-key pairs to keep, in (0, 1].
+        preset: path of a preset file or name of a bundled one.
+        dense_steps: share or count of steps that stay dense.
+        dense_layers: share or count of layers that stay dense.
+        impl: kernel implementation.
+        parameters: fields of the method.
+    """
+
+    label: str
+    method: str | None
+    density: float | None = None
+    preset: str | None = None
+    dense_steps: float | int | None = None
+    dense_layers: float | int | None = None
+    impl: str = "auto"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse what can be refused without a pipeline.
+
+        Raises:
+            UsageError: the method, a parameter or a value is unknown or out of range, or the
+                preset is missing.
+        """
+        from vidsparse.config import SparseConfig
+        from vidsparse.methods.base import build_method
+
+        base = SparseConfig() if self.preset is None else SparseConfig.load(self.preset)
+        given = {} if self.density is None else {"density": self.density}
+        name = self.method or base.method
+        kept = base.parameters if name == base.method else {}
+        build_method(name, {**kept, **self.parameters, **given})
+
+    def enable(self, pipe: Any, *, record_sites: bool = False) -> "Handle":
+        """Attach the method to a pipeline.
+
+        Raises:
+            UnsupportedPipelineError: no model family knows the pipeline.
+            UsageError: see ``check``.
+        """
+        import vidsparse
+
+        return vidsparse.enable(
+            pipe,
+            self.method,
+            density=self.density,
+            preset=self.preset,
+            dense_steps=self.dense_steps,
+            dense_layers=self.dense_layers,
+            impl=self.impl,
+            record_sites=record_sites,
+            parameters=self.parameters or None,
+        )
+
+    def steps_to_reach_sparse(self) -> int:
+        """Return how many steps a warm-up needs until one is sparse; a share of one is none."""
+        return self.dense_steps + 1 if isinstance(self.dense_steps, int) else 1
+
+
+def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
+    """Read ``name`` or ``name:key=value:key=value``.
+
+    Args:
+        text: what the user typed; it becomes the label. ``density``, ``dense_steps`` and
+            ``dense_layers`` override the shared options, other keys are fields of the method.
+        shared: options that hold for all methods of the command.
+
+    Raises:
+        UsageError: a pair has no ``=``.
+    """
+    name, _, tail = text.partition(":")
+    pairs = dict(_pair(text, part) for part in tail.split(":") if part)
+    own = {key: pairs.pop(key) for key in _SHARED if key in pairs}
+    own.update({key: _number(text, key, value) for key, value in own.items()})
+    return replace(shared, label=text, method=name, parameters=pairs, **own)
+
+
+_SHARED = ("density", "dense_steps", "dense_layers")
+
+
+def parse_count_or_share(text: str | None, name: str) -> float | int | None:
+    """Read ``3`` as a count and ``0.3`` as a share.
+
+    Raises:
+        UsageError: it is no number.
+    """
+    return None if text is None else _number(text, name, _value(text))
+
+
+def _pair(text: str, part: str) -> tuple[str, Any]:
+    key, equals, value = part.partition("=")
+    if not equals:
+        raise UsageError(f"method {text!r}: {part!r} has no '='; write name:key=value:key=value")
+    return key.strip(), _value(value)
+
+
+def _value(text: str) -> Any:
+    """Read a number, true, false or null as such, anything else as a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _number(text: str, key: str, value: Any) -> float | int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{text!r}: {key} must be a number, not {value!r}")
+    return value
