@@ -15,7 +15,7 @@ from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
 # Gathered keys and values of one batch per two threads: about the private caches of two cores.
-_BATCH_BYTES = 2 << 20
+_BATCH_BYTES = 4 << 20
 
 
 def attend_torch(

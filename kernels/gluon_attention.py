@@ -1,0 +1,240 @@
+"""Warp-specialised block-sparse attention for Hopper in Gluon.
+
+One CTA computes one query tile: ``GROUPS`` consumer warpgroups of 64 rows each, and one producer
+warp that fills a ring of K tiles and a ring of V tiles through TMA. A tile of ``TILE_KV`` keys is
+filled by TILE_KV / CHUNK boxes of one mask block each, so masks may be finer than tiles.
+
+The list of a tile is read from its end: the partial last block of the sequence and the padding of
+an incomplete tile then both fall into the first tile, the only one that is masked, and every CTA
+walks keys in the same direction, which keeps them in L2.
+"""
+# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+
+@gluon.jit
+def _advance(stage, phase, STAGES: gl.constexpr):
+    stage += 1
+    if stage == STAGES:
+        stage = 0
+        phase ^= 1
+    return stage, phase
+
+
+@gluon.jit
+def _load_tile(desc, full, buffers, stage, index_ptr, head, tile, count, seq,
+               CHUNK: gl.constexpr):  # fmt: skip
+    """Fill one stage with the blocks of one tile; one mbarrier counts all bytes."""
+    TILE_KV: gl.constexpr = buffers.shape[2]
+    BOXES: gl.constexpr = TILE_KV // CHUNK
+    mbarrier.expect(full.index(stage), BOXES * desc.block_type.nbytes)
+    for box in gl.static_range(BOXES):
+        slot = tile * BOXES + box
+        row = gl.load(index_ptr + gl.minimum(slot, count - 1)) * CHUNK
+        # Past the end of the list: a box outside the tensor is filled with zeros.
+        row = gl.where(slot < count, row, seq)
+        tma.async_copy_global_to_shared(
+            desc, [head, row, 0], full.index(stage),
+            buffers.index(stage).slice(box * CHUNK, CHUNK, dim=1),
+        )  # fmt: skip
+
+
+@gluon.jit
+def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
+              v_empty, index_ptr, head, first_row, count, tiles, seq_kv,
+              CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    ROWS: gl.constexpr = q_desc.block_type.shape[1]
+    if tiles > 0:
+        mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(
+                q_desc, [head, first_row + group * ROWS, 0], q_full, q_bufs.index(group)
+            )
+        stage = 0
+        # Waiting for the phase before the first one passes at once.
+        phase = 1
+        for done in range(0, tiles):
+            tile = tiles - 1 - done
+            mbarrier.wait(k_empty.index(stage), phase)
+            _load_tile(k_desc, k_full, k_bufs, stage, index_ptr, head, tile, count, seq_kv, CHUNK)
+            mbarrier.wait(v_empty.index(stage), phase)
+            _load_tile(v_desc, v_full, v_bufs, stage, index_ptr, head, tile, count, seq_kv, CHUNK)
+            stage, phase = _advance(stage, phase, STAGES)
+
+
+@gluon.jit
+def _softmax(scores, row_max, row_sum, scale):
+    """Fold one tile into the running maximum and sum, both in scaled base-2 units."""
+    new_max = gl.maximum(row_max, gl.max(scores, axis=1) * scale)
+    decay = gl.exp2(row_max - new_max)
+    weights = gl.exp2(scores * scale - gl.expand_dims(new_max, 1))
+    return weights, decay, new_max, row_sum * decay + gl.sum(weights, axis=1)
+
+
+@gluon.jit
+def _keys(k_bufs, stage):
+    TILE_KV: gl.constexpr = k_bufs.shape[2]
+    D: gl.constexpr = k_bufs.shape[3]
+    return k_bufs.index(stage).reshape([TILE_KV, D]).permute((1, 0))
+
+
+@gluon.jit
+def _values(v_bufs, stage):
+    TILE_KV: gl.constexpr = v_bufs.shape[2]
+    D: gl.constexpr = v_bufs.shape[3]
+    return v_bufs.index(stage).reshape([TILE_KV, D])
+
+
+@gluon.jit
+def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
+              v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q,
+              GROUPS: gl.constexpr, STAGES: gl.constexpr, PINGPONG: gl.constexpr):  # fmt: skip
+    ROWS: gl.constexpr = q_bufs.shape[2]
+    D: gl.constexpr = q_bufs.shape[3]
+    TILE_KV: gl.constexpr = k_bufs.shape[2]
+    WARPS: gl.constexpr = gl.num_warps()
+    SCORES: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, TILE_KV, 16])  # fmt: skip
+    ACC: gl.constexpr = gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, D, 16])  # fmt: skip
+    WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
+    SCORE_ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
+    ACC_ROW: gl.constexpr = gl.SliceLayout(1, ACC)
+    dtype: gl.constexpr = v_bufs.dtype
+
+    q = q_bufs.index(GROUP).reshape([ROWS, D])
+    acc = gl.zeros([ROWS, D], gl.float32, ACC)
+    row_max = gl.full([ROWS], -float("inf"), gl.float32, SCORE_ROW)
+    row_sum = gl.zeros([ROWS], gl.float32, SCORE_ROW)
+    zero = gl.zeros([ROWS, TILE_KV], gl.float32, SCORES)
+    if tiles > 0:
+        mbarrier.wait(q_full, 0)
+        mbarrier.wait(k_full.index(0), 0)
+        s = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.arrive(k_empty.index(0), count=1)
+        if limit < TILE_KV:
+            column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
+            s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
+        p, decay, row_max, row_sum = _softmax(s, row_max, row_sum, scale)
+        p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+        k_stage = 1 if STAGES > 1 else 0
+        k_phase = 0 if STAGES > 1 else 1
+        v_stage = 0
+        v_phase = 0
+        if tiles > 1:
+            mbarrier.wait(k_full.index(k_stage), k_phase)
+        for done in range(1, tiles):
+            if PINGPONG:
+                mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
+            s_next = warpgroup_mma(q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True)
+            mbarrier.wait(v_full.index(v_stage), v_phase)
+            acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
+            if PINGPONG:
+                mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
+            s = warpgroup_mma_wait(1, deps=[s_next])
+            mbarrier.arrive(k_empty.index(k_stage), count=1)
+            p, decay, row_max, row_sum = _softmax(s, row_max, row_sum, scale)
+            used_stage = v_stage
+            v_stage = k_stage
+            v_phase = k_phase
+            k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+            # Waiting for the next K tile here, not at the top, is deliberate: the spin loop ends
+            # the basic block, without it ptxas hoists the wait for PV above the exponentials.
+            if done + 1 < tiles:
+                mbarrier.wait(k_full.index(k_stage), k_phase)
+            acc = warpgroup_mma_wait(0, deps=[acc_next, p16])[0]
+            mbarrier.arrive(v_empty.index(used_stage), count=1)
+            acc = acc * gl.expand_dims(gl.convert_layout(decay, ACC_ROW, assert_trivial=True), 1)
+            p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+        mbarrier.wait(v_full.index(v_stage), v_phase)
+        acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+    filled = row_sum > 0
+    safe_sum = gl.where(filled, row_sum, 1.0)
+    lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))
+    rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
+    gl.store(lse_ptr + head.to(gl.int64) * seq_q + rows, lse, mask=rows < seq_q)
+    inverse = gl.convert_layout(1.0 / safe_sum, ACC_ROW, assert_trivial=True)
+    # This warpgroup's Q tile has been read for the last time: it becomes the O staging tile.
+    q.store((acc * gl.expand_dims(inverse, 1)).to(dtype))
+    fence_async_shared()
+    tma.async_copy_shared_to_global(
+        o_desc, [head, first_row + GROUP * ROWS, 0], q_bufs.index(GROUP)
+    )
+    tma.store_wait(0)
+
+
+@gluon.jit
+def attention_kernel(
+    q_desc, k_desc, v_desc, o_desc, lse_ptr, order_ptr, count_ptr, index_ptr,
+    list_stride_h, scale, seq_q, seq_kv, num_q_blocks, num_kv_blocks, tiles_per_block,
+    TILE_KV: gl.constexpr, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+    PINGPONG: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """One CTA computes GROUPS x 64 queries of one head."""
+    ROWS: gl.constexpr = q_desc.block_type.shape[1]
+    D: gl.constexpr = q_desc.block_type.shape[2]
+    BOXES: gl.constexpr = TILE_KV // CHUNK
+    item = gl.load(order_ptr + gl.program_id(0))
+    tiles_per_head = num_q_blocks * tiles_per_block
+    head = item // tiles_per_head
+    q_tile = item - head * tiles_per_head
+    lists = head * list_stride_h + q_tile // tiles_per_block
+    index_ptr += lists.to(gl.int64) * num_kv_blocks
+    count = gl.minimum(gl.load(count_ptr + lists), num_kv_blocks)
+    first_row = q_tile * (ROWS * GROUPS)
+    tiles = (count + BOXES - 1) // BOXES
+    # Valid keys of the first tile: whole blocks, then the last block as far as the sequence goes.
+    last = gl.load(index_ptr + gl.maximum(count - 1, 0))
+    limit = (count - 1 - (tiles - 1) * BOXES) * CHUNK + gl.minimum(CHUNK, seq_kv - last * CHUNK)
+    limit = gl.maximum(limit, 1)
+
+    q_bufs = gl.allocate_shared_memory(
+        q_desc.dtype, [GROUPS] + q_desc.block_type.shape, q_desc.layout)  # fmt: skip
+    k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, TILE_KV, D], k_desc.layout)
+    v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, TILE_KV, D], v_desc.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full, count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    for i in gl.static_range(GROUPS):
+        mbarrier.init(turn.index(i), count=1)
+    if PINGPONG:
+        mbarrier.arrive(turn.index(0), count=1)
+    # The tuples must be written out: constants are lost when they pass through a variable.
+    if GROUPS == 1:
+        gl.warp_specialize([
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+        ], [1], [24])  # fmt: skip
+    elif GROUPS == 2:
+        gl.warp_specialize([
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+        ], [4, 1], [REGISTERS, 24])  # fmt: skip
+    else:
+        gl.warp_specialize([
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+        ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

@@ -1,0 +1,178 @@
+"""Launch the Gluon kernels: what they can take, descriptors, and tile shapes."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.attention_output import AttentionOutput
+from vidsparse.kernels.backends import has_triton, triton_is_interpreted
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.launch import architecture, padded_head_size
+
+_LOG2_E = 1.4426950408889634
+_GROUP_ROWS = 64
+
+
+@dataclass(frozen=True)
+class GluonConfig:
+    """Shape of one CTA.
+
+    Args:
+        groups: consumer warpgroups of 64 query rows.
+        tile_kv: keys of one step.
+        stages: depth of the K and V rings.
+        pingpong: let warpgroups take turns in issuing matrix products.
+        registers: registers per consumer thread.
+        max_registers: budget per thread over all warps.
+    """
+
+    groups: int
+    tile_kv: int
+    stages: int
+    pingpong: bool
+    registers: int
+    max_registers: int
+
+
+# By (padded head size, query rows per CTA); measured with `vidsparse bench kernels`.
+GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
+    (128, 128): GluonConfig(2, 128, 2, False, 240, 168),
+    (128, 64): GluonConfig(1, 64, 2, False, 232, 128),
+    (64, 192): GluonConfig(3, 128, 3, False, 160, 128),
+    (64, 128): GluonConfig(2, 128, 3, False, 240, 168),
+    (64, 64): GluonConfig(1, 128, 2, False, 232, 128),
+}
+
+
+@cache
+def _has_gluon() -> bool:
+    if not has_triton() or triton_is_interpreted():
+        return False
+    try:
+        return importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def gluon_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
+    """List why the Gluon kernels cannot take these inputs."""
+    if architecture(q.device) != "sm90":
+        return [f"the Gluon kernels need an H100 or H200 (sm_90); {q.device} is not one"]
+    if not _has_gluon():
+        return ["this triton has no Gluon for Hopper; install triton 3.6"]
+    reasons = []
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(f"dtype {q.dtype}; use bfloat16 or float16")
+    if q.shape[-1] > 128 or q.shape[-1] % 8:
+        reasons.append(f"head size {q.shape[-1]}; use a multiple of 8 up to 128")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.data_ptr() % 16 or any(
+            s % 8 for s, n in zip(x.stride(), x.shape, strict=True) if n > 1 and s != 1
+        ):
+            reasons.append(f"{name} has strides {x.stride()}; rows must start at 16-byte addresses")
+    if isinstance(mask, RaggedBlockMask):
+        reasons.append("variable blocks; use impl='triton'")
+    elif choose_config(q.shape[-1], mask) is None:
+        reasons.append(
+            f"blocks of {mask.block_q} x {mask.block_kv} tokens; use a multiple of 64 queries and "
+            "16, 32, 64 or a multiple of 128 keys"
+        )
+    return reasons
+
+
+def choose_config(D: int, mask: BlockMask) -> GluonConfig | None:
+    """Return the tallest CTA that the mask's query blocks can be cut into, or None."""
+    head = max(64, padded_head_size(D))
+    fitting = [
+        config
+        for (size, rows), config in GLUON_CONFIGS.items()
+        if size == head
+        and mask.block_q % rows == 0
+        and (config.tile_kv % mask.block_kv == 0 and mask.block_kv >= 16)
+    ]
+    return max(fitting, key=lambda c: c.groups, default=None)
+
+
+def attend_gluon(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    *,
+    scale: float,
+    config: GluonConfig | None = None,
+) -> AttentionOutput:
+    """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
+
+    Args:
+        q: (B, H, Sq, D) bfloat16 or float16.
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D).
+        mask: kept blocks.
+        scale: factor on the logits.
+        config: CTA shape, by default the table's.
+    """
+    config = choose_config(q.shape[-1], mask) if config is None else config
+    if config is None:
+        raise ValueError(f"no Gluon configuration fits blocks of {mask.block_q} x {mask.block_kv}")
+    # The layout of q carries over, so that a caller's transposed view stays one.
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    lists = (mask.kv_num_blocks, mask.kv_indices)
+    # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
+    for q_, k_, v_, o_, lse_, counts, indices in _batches(q, k, v, out, lse, *lists):
+        _launch(q_, k_, v_, o_, lse_, counts, indices, mask, scale, config)
+    return AttentionOutput(out, lse)
+
+
+def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Split (B, H, ...) tensors into groups of heads with one stride, as few as possible."""
+    q, counts = tensors[0], tensors[5]
+    B, H = q.shape[:2]
+    shared = counts.shape[:2] in ((1, 1), (B, H))
+    if B > 1 and shared and all(_heads_have_one_stride(x) for x in tensors):
+        return [tuple(x.flatten(0, 1) for x in tensors)]
+    return [tuple(x[b if len(x) > 1 else 0] for x in tensors) for b in range(B)]
+
+
+def _heads_have_one_stride(x: Tensor) -> bool:
+    return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)
+
+
+def _launch(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, counts: Tensor, indices: Tensor,
+    mask: BlockMask, scale: float, config: GluonConfig,
+) -> None:  # fmt: skip
+    from vidsparse.kernels.gluon_attention import attention_kernel
+    from vidsparse.kernels.triton_lists import launch_order
+
+    heads, Sq, D = q.shape
+    size = max(64, padded_head_size(D))
+    tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
+    stride_h = 0 if len(counts) == 1 else counts.stride(0)
+    order = launch_order(counts, heads, stride_h, tiles_per_block)
+    rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
+    attention_kernel[(len(order),)](
+        _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
+        lse, order, counts, indices, stride_h, scale * _LOG2_E, Sq, k.shape[1],
+        mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
+        TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
+        PINGPONG=config.pingpong, REGISTERS=config.registers,
+        num_warps=4, maxnreg=config.max_registers,
+    )  # fmt: skip
+
+
+def _descriptor(x: Tensor, block: list[int]) -> Any:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    dtype = gl.bfloat16 if x.dtype is torch.bfloat16 else gl.float16
+    return TensorDescriptor.from_tensor(
+        x, block, gl.NVMMASharedLayout.get_default_for(block, dtype)
+    )

@@ -1,0 +1,169 @@
+"""Plain Triton block-sparse attention: any GPU that Triton knows, and its CPU interpreter.
+
+Keys of a row are numbered along its list of chunks, so one loop serves every key block size: key
+number p lies in list entry p // CHUNK at offset p % CHUNK. Blocks that a tile divides are read
+with one scalar index per tile instead.
+"""
+# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.attention_output import AttentionOutput
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.launch import LaunchConfig, padded_head_size, triton_config
+from vidsparse.kernels.triton_permute import shared_strides
+
+LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def online_softmax_update(scores, row_max, row_sum):
+    """Fold one tile of base-2 logits into the running maximum and sum."""
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    # A row without any key so far has maximum -inf: subtract 0 instead of making NaN.
+    base = tl.where(new_max == float("-inf"), 0.0, new_max)
+    weights = tl.math.exp2(scores - base[:, None])
+    decay = tl.math.exp2(row_max - base)
+    return weights, decay, new_max, row_sum * decay + tl.sum(weights, 1)
+
+
+@triton.jit
+def load_rows(ptr, rows, stride, inside, D, PAD_D: tl.constexpr, EVEN_D: tl.constexpr):
+    """Load (rows, PAD_D) of one head, 0 outside."""
+    columns = tl.arange(0, PAD_D)
+    address = ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    keep = inside[:, None] if EVEN_D else inside[:, None] & (columns < D)[None, :]
+    return tl.load(address, mask=keep, other=0.0)
+
+
+@triton.jit
+def _attention_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, count_ptr, index_ptr,
+    q_stride_b, q_stride_h, q_stride_s,
+    k_stride_b, k_stride_h, k_stride_s,
+    v_stride_b, v_stride_h, v_stride_s,
+    out_stride_b, out_stride_h, out_stride_s,
+    list_stride_b, list_stride_h,
+    H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2,
+    BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, SCALAR: tl.constexpr,
+):  # fmt: skip
+    """One program computes BLOCK_Q queries of one head."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1).to(tl.int64)
+    b, h = head // H, head % H
+    tiles_per_block = tl.cdiv(block_q, BLOCK_Q)
+    block = tile // tiles_per_block
+    first = block * block_q + (tile % tiles_per_block) * BLOCK_Q
+    rows = first + tl.arange(0, BLOCK_Q)
+    row_inside = rows < tl.minimum((block + 1) * block_q, Sq)
+    lists = b * list_stride_b + h * list_stride_h + block
+    count = tl.minimum(tl.load(count_ptr + lists), num_kv_blocks)
+    index_ptr += lists * num_kv_blocks
+    k_ptr += b * k_stride_b + h * k_stride_h
+    v_ptr += b * v_stride_b + h * v_stride_h
+
+    q_ptr += b * q_stride_b + h * q_stride_h
+    q = load_rows(q_ptr, rows, q_stride_s, row_inside, D, PAD_D, EVEN_D)
+    row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, PAD_D], tl.float32)
+    offsets = tl.arange(0, BLOCK_KV)
+    for start in tl.range(0, count * CHUNK, BLOCK_KV, num_stages=STAGES):
+        if SCALAR:
+            keys = tl.load(index_ptr + start // CHUNK) * CHUNK + start % CHUNK + offsets
+            inside = (keys < Skv) & (keys >= 0)
+        else:
+            slot = (start + offsets) // CHUNK
+            listed = slot < count
+            keys = tl.load(index_ptr + slot, mask=listed, other=0) * CHUNK
+            keys += (start + offsets) % CHUNK
+            inside = listed & (keys < Skv) & (keys >= 0)
+        k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
+        scores = tl.dot(q, k.T) * scale_log2
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        weights, decay, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
+        v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None])
+    out_ptr += b * out_stride_b + h * out_stride_h
+    store_rows(
+        out_ptr,
+        lse_ptr + head * Sq,
+        acc,
+        row_max,
+        row_sum,
+        rows,
+        row_inside,
+        out_stride_s,
+        D,
+        PAD_D,
+    )
+
+
+@triton.jit
+def store_rows(
+    out_ptr, lse_ptr, acc, row_max, row_sum, rows, inside, stride, D, PAD_D: tl.constexpr
+):
+    """Normalise and store the rows of one head; rows without keys give 0 and -inf."""
+    filled = row_sum > 0
+    safe_sum = tl.where(filled, row_sum, 1.0)
+    lse = tl.where(filled, row_max + tl.math.log2(safe_sum), float("-inf"))
+    tl.store(lse_ptr + rows, lse * 0.6931471805599453, mask=inside)
+    columns = tl.arange(0, PAD_D)
+    address = out_ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    keep = inside[:, None] & (columns < D)[None, :]
+    tl.store(address, (acc / safe_sum[:, None]).to(out_ptr.dtype.element_ty), mask=keep)
+
+
+def attend_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    *,
+    scale: float,
+    config: LaunchConfig | None = None,
+) -> AttentionOutput:
+    """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
+
+    Args:
+        q: (B, H, Sq, D).
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D).
+        mask: kept blocks.
+        scale: factor on the logits.
+        config: launch configuration, by default the table's.
+    """
+    config = triton_config(q.device, q.shape[-1]) if config is None else config
+    if isinstance(mask, RaggedBlockMask):
+        from vidsparse.kernels.triton_ragged_attention import attend_ragged_triton
+
+        return attend_ragged_triton(q, k, v, mask, scale=scale, config=config)
+    B, H, Sq, D = q.shape
+    # The layout of q carries over, so that a caller's transposed view stays one.
+    out = torch.empty_like(q)
+    lse = torch.empty(B, H, Sq, dtype=torch.float32, device=q.device)
+    block_q = tile_rows(config.block_q, mask.block_q)
+    tiles = mask.num_q_blocks * triton.cdiv(mask.block_q, block_q)
+    PAD_D = padded_head_size(D)
+    _attention_kernel[(tiles, B * H)](
+        q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        *shared_strides(mask.kv_num_blocks),
+        H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
+        scale * LOG2_E,
+        BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
+        EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=mask.block_kv % config.block_kv == 0,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return AttentionOutput(out, lse)
+
+
+def tile_rows(preferred: int, block_q: int) -> int:
+    """Return the tile height in rows: the preferred one, less for small query blocks."""
+    return max(16, min(preferred, triton.next_power_of_2(block_q)))

@@ -1,0 +1,96 @@
+"""Triton twins of ``block_statistics`` for blocks of one size."""
+# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.launch import padded_head_size, triton_config
+from vidsparse.kernels.triton_attention import LOG2_E, load_rows, online_softmax_update
+
+
+@triton.jit
+def _block_mass_kernel(
+    q_ptr, k_ptr, lse_ptr, mass_ptr, q_stride_b, q_stride_h, q_stride_s,
+    k_stride_b, k_stride_h, k_stride_s, H, Sq, Skv, D, num_q_blocks, num_kv_blocks, scale_log2,
+    BLOCK_Q: tl.constexpr, TILE_Q: tl.constexpr, BLOCK_KV: tl.constexpr, TILE_KV: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program sums the weights of one row of blocks of one head."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    q_ptr += (head // H) * q_stride_b + (head % H) * q_stride_h
+    k_ptr += (head // H) * k_stride_b + (head % H) * k_stride_h
+    rows = block * BLOCK_Q + tl.arange(0, TILE_Q)
+    inside = rows < tl.minimum((block + 1) * BLOCK_Q, Sq)
+    q = load_rows(q_ptr, rows, q_stride_s, inside, D, PAD_D, EVEN_D)
+    lse = tl.load(lse_ptr + head * Sq + rows, mask=inside, other=float("inf")) * 1.4426950408889634
+    # Rows outside and rows without keys weigh nothing.
+    lse = tl.where(lse == float("-inf"), float("inf"), lse)
+    target = mass_ptr + (head * num_q_blocks + block) * num_kv_blocks
+    for column in range(0, num_kv_blocks):
+        total = 0.0
+        for part in tl.static_range(0, BLOCK_KV, TILE_KV):
+            offsets = part + tl.arange(0, TILE_KV)
+            keys = column * BLOCK_KV + offsets
+            valid = (keys < Skv) & (offsets < BLOCK_KV)
+            k = load_rows(k_ptr, keys, k_stride_s, valid, D, PAD_D, EVEN_D)
+            weights = tl.math.exp2(tl.dot(q, k.T) * scale_log2 - lse[:, None])
+            total += tl.sum(tl.where(valid[None, :], weights, 0.0))
+        tl.store(target + column, total)
+
+
+@triton.jit
+def _row_lse_kernel(
+    q_ptr, k_ptr, lse_ptr, q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s,
+    H, Sq, Skv, D, scale_log2, TILE_Q: tl.constexpr, TILE_KV: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program finds the dense log-sum-exp of TILE_Q queries of one head."""
+    head = tl.program_id(1).to(tl.int64)
+    q_ptr += (head // H) * q_stride_b + (head % H) * q_stride_h
+    k_ptr += (head // H) * k_stride_b + (head % H) * k_stride_h
+    rows = tl.program_id(0) * TILE_Q + tl.arange(0, TILE_Q)
+    q = load_rows(q_ptr, rows, q_stride_s, rows < Sq, D, PAD_D, EVEN_D)
+    row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
+    row_sum = tl.zeros([TILE_Q], tl.float32)
+    for start in tl.range(0, Skv, TILE_KV, num_stages=STAGES):
+        keys = start + tl.arange(0, TILE_KV)
+        k = load_rows(k_ptr, keys, k_stride_s, keys < Skv, D, PAD_D, EVEN_D)
+        scores = tl.where((keys < Skv)[None, :], tl.dot(q, k.T) * scale_log2, float("-inf"))
+        _, _, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
+    lse = (row_max + tl.math.log2(row_sum)) * 0.6931471805599453
+    tl.store(lse_ptr + head * Sq + rows, lse, mask=rows < Sq)
+
+
+def block_mass_triton(
+    q: Tensor, k: Tensor, lse: Tensor, block_q: int, block_kv: int, scale: float
+) -> Tensor:
+    """Return the (B, H, Nq, Nkv) float32 mass; see ``block_statistics.block_mass``."""
+    B, H, Sq, D = q.shape
+    Skv, PAD_D, config = k.shape[2], padded_head_size(D), triton_config(q.device, D)
+    Nq, Nkv = triton.cdiv(Sq, block_q), triton.cdiv(Skv, block_kv)
+    mass = torch.empty(B, H, Nq, Nkv, device=q.device)
+    tile_kv = max(16, min(config.block_kv, triton.next_power_of_2(block_kv)))
+    tile_q = max(16, triton.next_power_of_2(block_q))
+    _block_mass_kernel[(Nq, B * H)](
+        q, k, lse.contiguous(), mass, *q.stride()[:3], *k.stride()[:3],
+        H, Sq, Skv, D, Nq, Nkv, scale * LOG2_E,
+        BLOCK_Q=block_q, TILE_Q=tile_q, BLOCK_KV=block_kv, TILE_KV=tile_kv,
+        PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=config.num_stages,
+        num_warps=8 if tile_q >= 128 else 4,
+    )  # fmt: skip
+    return mass
+
+
+def row_lse_triton(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Return the (B, H, Sq) float32 natural log-sum-exp of dense attention."""
+    B, H, Sq, D = q.shape
+    PAD_D, config = padded_head_size(D), triton_config(q.device, D)
+    lse = torch.empty(B, H, Sq, device=q.device)
+    _row_lse_kernel[(triton.cdiv(Sq, config.block_q), B * H)](
+        q, k, lse, *q.stride()[:3], *k.stride()[:3], H, Sq, k.shape[2], D, scale * LOG2_E,
+        TILE_Q=config.block_q, TILE_KV=config.block_kv, PAD_D=PAD_D, EVEN_D=PAD_D == D,
+        STAGES=config.num_stages, num_warps=config.num_warps,
+    )  # fmt: skip
+    return lse
