@@ -29,7 +29,7 @@ app.add_typer(bench, name="bench")
 app.command()(profile)
 
 # Typer re-exports only the leaf of its usage errors; its parent covers unknown options too.
-_TyperUsageError = typer.BadParameter.__base__ or typer.BadParameter
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _version(asked: bool) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         _fail(str(error))
     except typer.Abort:
         _fail("stopped", code=130)
-    except _TyperUsageError as error:
+    except _USAGE_ERROR as error:
         _usage_error(error)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -56,7 +56,7 @@ def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
 def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | None) -> None:
     from vidsparse.profiling.environment import run_meta
 
-    document = {"meta": run_meta(device), "rows": rows}
+    document: dict[str, Any] = {"meta": run_meta(device), "rows": rows}
     if out is not None:
         from vidsparse.report import write_json
 
@@ -75,7 +75,7 @@ def _table(rows: list[dict[str, Any]], title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title)
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names: list[str] = list(dict.fromkeys(name for row in rows for name in row))
     for name in names:
         text = any(isinstance(row.get(name), str) for row in rows)
         table.add_column(name, justify="left" if text else "right")

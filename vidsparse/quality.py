@@ -4,6 +4,7 @@ All functions take (F, 3, H, W) floats in [0, 1], as pipelines return them befor
 """
 
 import math
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -144,7 +145,7 @@ class Lpips:
 
         try:
             self._net: Any = lpips.LPIPS(net="alex", verbose=False).to(device)
-        except (RuntimeError, EOFError, OSError) as error:
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise MetricUnavailableError(
                 f"unavailable: {file} is damaged; delete it, then {_GET_BACKBONE}"
             ) from error

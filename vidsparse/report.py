@@ -73,8 +73,8 @@ def notes(comparison: "Comparison") -> list[str]:
     dense = comparison.dense_row()
     missing = [row["lpips"] for row in comparison.rows() if isinstance(row["lpips"], str)]
     return [
-        f"dense: {dense['denoise_seconds']:.2f} s of denoising a clip; "
-        f"content: {content_text(dense['content'])}",
+        f"dense: {dense['denoise_seconds']:.2f} s of denoising a clip"
+        + (f"; content: {content_text(dense['content'])}" if dense["content"] else ""),
         TIMED,
         DENSITIES,
         *(f"LPIPS {note}" for note in missing[:1]),

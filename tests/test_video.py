@@ -1,0 +1,125 @@
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.video import (
+    contact_sheet,
+    read_video,
+    replacing,
+    side_by_side,
+    to_uint8,
+    write_png,
+    write_text,
+    write_video,
+)
+
+
+def moving_square(frames: int, height: int, width: int) -> Tensor:
+    video = torch.full((frames, 3, height, width), 0.2)
+    for i in range(frames):
+        video[i, 0, 8:24, 2 * i : 2 * i + 16] = 0.9
+    return video
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+def test_round_trip_keeps_size_and_content(tmp_path: Path, size: tuple[int, int]) -> None:
+    video = moving_square(9, *size)
+    write_video(tmp_path / "a.mp4", video, fps=8)
+    back = read_video(tmp_path / "a.mp4")
+    assert back.shape == (9, 3, size[0] + size[0] % 2, size[1] + size[1] % 2)
+    error = (back[:, :, : size[0], : size[1]] - video).square().mean()
+    assert -10 * torch.log10(error) > 25
+
+
+def test_video_is_h264_with_the_rate_asked_for(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_square(8, 32, 32), fps=8)
+    meta = next(imageio_ffmpeg.read_frames(str(tmp_path / "a.mp4")))
+    assert meta["codec"] == "h264"
+    assert meta["fps"] == 8
+    assert meta["duration"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_values_are_rounded_and_clipped() -> None:
+    video = (
+        torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.0, 127.4 / 255]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    )
+    assert to_uint8(video)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 127]
+
+
+def test_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        _break_off(path)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _break_off(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+
+
+def test_written_files_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "text")
+    (tmp_path / "b.txt").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("a.txt", "b.txt")}
+    assert len(modes) == 1
+
+
+def test_other_formats_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not end in \.mp4"):
+        write_video(tmp_path / "a.gif", moving_square(2, 32, 32))
+    (tmp_path / "b.mp4").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        write_video(tmp_path / "b.mp4", moving_square(2, 32, 32))
+
+
+def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write"):
+        write_video(tmp_path / "file" / "a.mp4", moving_square(2, 32, 32))
+
+
+def test_missing_and_broken_videos_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no video"):
+        read_video(tmp_path / "none.mp4")
+    (tmp_path / "bad.mp4").write_text("no video")
+    with pytest.raises(UsageError, match="cannot be decoded"):
+        read_video(tmp_path / "bad.mp4")
+
+
+def test_side_by_side_shows_every_clip_under_its_label() -> None:
+    clips = [("dense", torch.zeros(4, 3, 32, 48)), ("svg", torch.ones(4, 3, 32, 48) * 0.5)]
+    frames = side_by_side(clips)
+    assert frames.dtype == np.uint8
+    assert len(frames) == 4
+    left, right = np.array_split(frames[:, -100:], 2, axis=2)
+    assert (left[:, :, :200] == 0).all()
+    assert (right[:, :, -200:] == 128).all()
+    label = frames[0, :20, : frames.shape[2] // 2]
+    assert (label < 100).any()
+
+
+def test_contact_sheet_shows_first_and_last_frame() -> None:
+    ramp = torch.linspace(0, 1, 9).view(9, 1, 1, 1).expand(9, 3, 32, 32)
+    sheet = contact_sheet([("ramp", ramp)], columns=3)
+    bottom = sheet[-1]
+    assert bottom[0, 0] == 0
+    assert bottom[bottom.shape[0] // 2, 0] == 128
+    assert bottom[-1, 0] == 255
+
+
+def test_png_keeps_colours(tmp_path: Path) -> None:
+    image = np.zeros((4, 5, 3), np.uint8)
+    image[..., 0] = 200
+    write_png(tmp_path / "a.png", image)
+    back = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
+    assert (back == image).all()
