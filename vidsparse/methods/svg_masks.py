@@ -102,7 +102,9 @@ def head_masks(
     natural, pixels = identity_order(layout), pixel_major_order(layout)
     keys = _first_frame_first(layout, pixels) if sink == "frame" and not same else pixels
     orders = [(natural, natural), (pixels, keys)]
-    kept = [_band(layout, q, kv, blocks, density, sink) for q, kv in orders]
+    bands = [_band(layout, q, kv, blocks, sink) for q, kv in orders]
+    check_density(density, max(band.least_density for band in bands))
+    kept = [band.fill(density) for band in bands]
     lists = BlockMask.from_dense(
         torch.stack(kept)[None],
         block_q=blocks[0],
@@ -131,29 +133,44 @@ def _first_frame_first(layout: VideoLayout, pixels: Tensor) -> Tensor:
     return torch.cat([pixels[: layout.text_before], moved, pixels[layout.video_end :]])
 
 
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """One candidate before its budget is spent: what stays, and the order of the rest."""
+
+    q: Partition
+    kv: Partition
+    forced: Tensor
+    nearness: Tensor
+
+    @property
+    def least_density(self) -> float:
+        return least_density(self.forced, self.q, self.kv)
+
+    def fill(self, density: float) -> Tensor:
+        """Return (Nq, Nkv) bool: what stays, then the blocks nearest to the diagonal."""
+        scores, sizes = self.nearness[None, None], (self.q.sizes, self.kv.sizes)
+        return flat_top_k(scores, density, *sizes, forced=self.forced)[0, 0]
+
+
 def _band(
     layout: VideoLayout,
     q_order: Tensor,
     kv_order: Tensor,
     blocks: tuple[int, int],
-    density: float,
     sink: Sink,
-) -> Tensor:
-    """Return (Nq, Nkv) bool: what always stays, then the blocks nearest to the diagonal."""
+) -> _Band:
     q = uniform_partition(layout.num_tokens, blocks[0], q_order)
     kv = uniform_partition(layout.num_tokens, blocks[1], kv_order)
     # Neighbourhood is measured along the order of the queries, in tokens.
     place = inverse_order(q_order).double()
-    (q_low, q_mid, q_high), (kv_low, kv_mid, kv_high) = (
-        _extent(place[cut.order.long()], cut) for cut in (q, kv) if cut.order is not None
-    )
+    q_low, q_mid, q_high = _extent(place[q_order.long()], q)
+    kv_low, kv_mid, kv_high = _extent(place[kv_order.long()], kv)
     forced = forced_blocks(layout, q, kv, first_frame=False, own=False)
     forced |= (q_low[:, None] <= kv_high) & (kv_low <= q_high[:, None])
     if sink != "none" and layout.frames > 1:
         forced |= _sink_blocks(layout, kv)
-    check_density(density, least_density(forced, q, kv))
-    scores = -(q_mid[:, None] - kv_mid).abs() - _tie_break(q_mid, kv_mid, blocks)
-    return flat_top_k(scores[None, None], density, q.sizes, kv.sizes, forced=forced)[0, 0]
+    nearness = -(q_mid[:, None] - kv_mid).abs() - _tie_break(q_mid, kv_mid, blocks)
+    return _Band(q, kv, forced, nearness)
 
 
 def _sink_blocks(layout: VideoLayout, kv: Partition) -> Tensor:
