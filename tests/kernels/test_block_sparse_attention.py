@@ -170,7 +170,9 @@ def test_split_lists_merge_into_the_whole(device: str, impl: Impl, dtype: torch.
     skip_if_unsupported(impl, q, k, v, whole)
     odd = torch.arange(4, device=device) % 2 == 1
     parts = [
-        BlockMask.from_dense(whole.to_dense() & keep, block_q=64, block_kv=64, seq_q=200, seq_kv=200)
+        BlockMask.from_dense(
+            whole.to_dense() & keep, block_q=64, block_kv=64, seq_q=200, seq_kv=200
+        )
         for keep in (odd, ~odd)
     ]
     outputs = [block_sparse_attention(q, k, v, part, impl=impl) for part in parts]

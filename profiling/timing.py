@@ -1,0 +1,77 @@
+"""Time functions against one another: interleaved, cold caches, medians with their spread."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+# Larger than the L2 of any GPU here, and than the last-level cache of most CPUs.
+_FLUSH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of one function.
+
+    Args:
+        median_ms: median over the repeats.
+        p20_ms: 20th percentile.
+        p80_ms: 80th percentile.
+    """
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+
+
+def time_interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    repeats: int = 20,
+    warmup_ms: float = 200.0,
+    flush: bool = True,
+) -> dict[str, Timing]:
+    """Time functions in turn, so that a drift of the clock falls on all of them alike.
+
+    Args:
+        functions: what to time, by name.
+        device: where they run.
+        repeats: runs of each function.
+        warmup_ms: least time spent on warming up each function; a GPU's clock settles meanwhile.
+        flush: empty the caches before each run by writing a large buffer.
+    """
+    run = _time_cuda if device.type == "cuda" else _time_cpu
+    for function in functions.values():
+        spent = run(function)
+        while spent < warmup_ms:
+            spent += run(function)
+    size = _FLUSH_BYTES if flush and device.type == "cuda" else 1
+    buffer = torch.empty(size, dtype=torch.int8, device=device)
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            buffer.zero_()
+            samples[name].append(run(function))
+    return {name: _summary(times) for name, times in samples.items()}
+
+
+def _time_cuda(function: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def _time_cpu(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _summary(times: list[float]) -> Timing:
+    spread = torch.quantile(torch.tensor(times), torch.tensor([0.5, 0.2, 0.8]))
+    return Timing(*spread.tolist())
