@@ -25,9 +25,9 @@ from vidsparse.methods.base import SparseMethod, build_method
 from vidsparse.plan import AttentionPlan, CallSite
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.gate import check_sampled_rows
+from vidsparse.profiling.rows import Row, RowFile
 from vidsparse.profiling.synthetic import video_qkv
 
-Row = dict[str, Any]
 PARTS = ("plan", "permute", "kernel", "restore", "dense")
 _BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
 # A method's first sparse call (searches, first clustering) is no steady state.
@@ -128,7 +128,7 @@ def bench_method(
             clocks.append(clock)
     times = [clock.milliseconds() for clock in clocks]
     kept = 1.0 if plan is None else float(plan.density())
-    return _row(case, spec, kept, times)
+    return _row(case, spec, density, kept, times)
 
 
 def parse_method(spec: str, density: float) -> SparseMethod:
@@ -245,7 +245,9 @@ def _timed_call(
     return plan, restored
 
 
-def _row(case: MethodCase, spec: str, kept: float, times: list[dict[str, float]]) -> Row:
+def _row(
+    case: MethodCase, spec: str, density: float, kept: float, times: list[dict[str, float]]
+) -> Row:
     median = {part: statistics.median(t.get(part, 0.0) for t in times) for part in PARTS}
     plan = statistics.fmean(t["plan"] for t in times)
     permute = median["permute"] + median["restore"]
@@ -254,6 +256,7 @@ def _row(case: MethodCase, spec: str, kept: float, times: list[dict[str, float]]
         "case": case.name,
         "method": spec,
         "density": round(kept, 4),
+        "requested_density": density,
         "plan_ms": round(plan, 3),
         "permute_ms": round(permute, 3),
         "kernel_ms": round(median["kernel"], 3),
@@ -273,18 +276,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    meta, rows = run_meta(device), []
-
-    def keep(row: Row) -> None:
-        rows.append(row)
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps({"meta": meta, "rows": rows}, indent=1) + "\n")
-
+    keep = RowFile(options.out, run_meta(device), append=options.append)
     cases = [_case(name) for name in options.cases.split(",")]
     densities = [float(text) for text in options.densities.split(",")]
     methods = options.methods.split(",")

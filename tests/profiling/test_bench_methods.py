@@ -23,6 +23,7 @@ def test_row_has_every_figure_and_they_agree():
         "case",
         "method",
         "density",
+        "requested_density",
         "plan_ms",
         "permute_ms",
         "kernel_ms",

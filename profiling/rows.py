@@ -1,0 +1,40 @@
+"""Results files that lose nothing when a run is cut off."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# What tells the points of a sweep or bench apart.
+_KEY = ("case", "method", "grid", "requested_density")
+
+
+class RowFile:
+    """Print rows, and write them all to a JSON file each time one comes.
+
+    Args:
+        path: the file; None only prints.
+        meta: how the rows were measured.
+        append: keep the rows the file has; those of the same method, grid and density go.
+    """
+
+    def __init__(self, path: Path | None, meta: dict[str, Any], *, append: bool = False) -> None:
+        self._path, self._meta = path, meta
+        self._rows: list[Row] = []
+        if append and path is not None and path.is_file():
+            self._rows = json.loads(path.read_text())["rows"]
+
+    def __call__(self, row: Row) -> None:
+        """Take a row."""
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+        self._rows = [old for old in self._rows if _point_key(old) != _point_key(row)] + [row]
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps({"meta": self._meta, "rows": self._rows}, indent=1))
+
+
+def _point_key(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _KEY)

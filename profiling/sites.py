@@ -1,0 +1,121 @@
+"""Keep the tokens of a few attention calls, and judge plans by the attention mass they hold."""
+
+import math
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vidsparse.attention import attend_permuted
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SparseMethod
+from vidsparse.methods.oracle import Oracle
+from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.profiling.gate import kept_keys
+
+# Where the attention map is looked at, in shares of the sparse steps and of the layers.
+_SITE_STEPS = (0.3, 0.8)
+_SITE_LAYERS = (0.2, 0.5, 0.85)
+_RECALL_ROWS = 192
+# Calls on the same tokens before a method's plan is judged: searches and clusters settle.
+_SETTLING_CALLS = 3
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Tokens of one attention call: q, k, v (1, H, S, D) in natural order."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: VideoLayout
+    site: CallSite
+
+
+@dataclass(frozen=True)
+class Capture(SparseMethod):
+    """Leave every call dense, and keep the first batch row's tokens at a few sites.
+
+    Attributes:
+        first_step: first step that is sparse in the sweep.
+        found: what was kept.
+    """
+
+    name: ClassVar[str] = "capture"
+    summary: ClassVar[str] = "keeps tokens of dense calls"
+    source: ClassVar[str] = "control"
+
+    first_step: int = 0
+    found: list[Captured] = field(default_factory=list)
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Return None: dense."""
+        if self._wanted(site):
+            tokens = (x[:1].detach().clone() for x in (q, k, v))
+            self.found.append(Captured(*tokens, layout=layout, site=site))
+        return None
+
+    def _wanted(self, site: CallSite) -> bool:
+        steps = (site.num_steps or 1) - self.first_step
+        wanted_steps = {self.first_step + math.floor(share * steps) for share in _SITE_STEPS}
+        wanted_layers = {math.floor(share * site.num_layers) for share in _SITE_LAYERS}
+        return site.branch == 0 and site.step in wanted_steps and site.layer in wanted_layers
+
+
+class RecallJudge:
+    """Say how much of the true attention mass a method's plans keep.
+
+    Attributes:
+        sites: captured tokens; without any, recalls are None.
+    """
+
+    def __init__(self, sites: list[Captured]) -> None:
+        self.sites = sites
+        self._oracle: dict[float, float | None] = {}
+
+    def oracle(self, density: float) -> float | None:
+        """Return the recall of the best raster blocks at a density."""
+        if density not in self._oracle:
+            self._oracle[density] = self.of(Oracle(density=density))
+        return self._oracle[density]
+
+    def of(self, method: SparseMethod) -> float | None:
+        """Return a method's mean recall in [0, 1] over sites, heads and sampled queries."""
+        if not self.sites:
+            return None
+        return fmean(recall(tokens, settled_plan(method, tokens)) for tokens in self.sites)
+
+
+def settled_plan(method: SparseMethod, tokens: Captured) -> AttentionPlan | None:
+    """Return a method's plan after a few steps on the same tokens; None when it stays dense."""
+    state, plan = method.init_state(), None
+    for call in range(_SETTLING_CALLS):
+        site = replace(tokens.site, step=tokens.site.step + call)
+        plan = method.plan(tokens.q, tokens.k, tokens.v, tokens.layout, site, state)
+        if plan is not None:
+            output = attend_permuted(tokens.q, tokens.k, tokens.v, plan)
+            method.observe(output, plan, site, state)
+    return plan
+
+
+def recall(tokens: Captured, plan: AttentionPlan | None, *, rows: int = _RECALL_ROWS) -> float:
+    """Return the share of attention mass in kept keys, a mean over heads and sampled queries.
+
+    Args:
+        tokens: the call.
+        plan: what it keeps; None keeps everything.
+        rows: queries sampled, evenly over the sequence.
+    """
+    if plan is None:
+        return 1.0
+    _, H, S, D = tokens.q.shape
+    places = torch.linspace(0, S - 1, min(rows, S), device=tokens.q.device).long()
+    total = torch.zeros((), dtype=torch.float64, device=places.device)
+    for h in range(H):
+        scores = tokens.q[0, h, places].float() @ tokens.k[0, h].float().T * D**-0.5
+        total += (torch.softmax(scores, -1) * kept_keys(plan, places, 0, h)).sum()
+    return float(total) / (H * len(places))
