@@ -55,8 +55,8 @@ class Capture(SparseMethod):
     ) -> AttentionPlan | None:
         """Return None: dense."""
         if self._wanted(site):
-            tokens = (x[:1].detach().clone() for x in (q, k, v))
-            self.found.append(Captured(*tokens, layout=layout, site=site))
+            q, k, v = (x[:1].detach().clone() for x in (q, k, v))
+            self.found.append(Captured(q, k, v, layout, site))
         return None
 
     def _wanted(self, site: CallSite) -> bool:
