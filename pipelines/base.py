@@ -75,7 +75,7 @@ def available_families() -> dict[str, ModelFamily]:
     package = importlib.import_module("vidsparse.pipelines")
     for module in pkgutil.iter_modules(package.__path__):
         # Test pipelines import all of diffusers.
-        if module.name == "testing":
+        if module.name.startswith("testing"):
             continue
         importlib.import_module(f"vidsparse.pipelines.{module.name}")
     return dict(sorted(_FAMILIES.items()))

@@ -1,60 +1,23 @@
 """Tiny random diffusers pipelines that need no download, for tests and try-outs."""
 
-import string
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from PIL import Image
-from torch import Tensor
 
-_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+from vidsparse.pipelines.testing_parts import (
+    TinyPipeline,
+    clip_encoder,
+    clip_tokenizer,
+    llama_encoder,
+    llama_tokenizer,
+    t5_encoder,
+    t5_tokenizer,
+    tiny_pipeline,
+)
 
-
-@dataclass(frozen=True)
-class TinyPipeline:
-    """A pipeline with random weights and the arguments of a call that takes a second.
-
-    Attributes:
-        pipe: the pipeline, on the CPU in float32.
-        inputs: keyword arguments of its call, without steps, seed and output type.
-    """
-
-    pipe: Any
-    inputs: dict[str, Any]
-
-    def generate(
-        self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
-    ) -> Tensor:
-        """Run it: the frames, (videos, F, C, H, W) in [0, 1].
-
-        Args:
-            steps: denoising steps.
-            seed: of the initial noise.
-            changes: arguments that replace or join ``inputs``.
-        """
-        arguments = {**self.inputs, **(changes or {})}
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            frames: Tensor = self.pipe(
-                **arguments, num_inference_steps=steps, generator=generator, output_type="pt"
-            ).frames
-        return frames
-
-    def latents(
-        self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
-    ) -> Tensor:
-        """Do as ``generate`` without decoding: the pipeline's latents."""
-        arguments = {**self.inputs, **(changes or {}), "output_type": "latent"}
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            frames: Tensor = self.pipe(
-                **arguments, num_inference_steps=steps, generator=generator
-            ).frames
-        return frames
-
+__all__ = ["TinyPipeline"]
 
 _WAN_SIZE: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -98,7 +61,7 @@ def wan(*, experts: int = 1, layers: int = 2, heads: int = 2, head_dim: int = 12
         parts["scheduler"] = diffusers.UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         )
-    return _tiny(diffusers.WanPipeline(**parts), num_frames=9, guidance_scale=6.0)
+    return tiny_pipeline(diffusers.WanPipeline(**parts), num_frames=9, guidance_scale=6.0)
 
 
 def wan_image_to_video() -> TinyPipeline:
@@ -106,7 +69,7 @@ def wan_image_to_video() -> TinyPipeline:
     parts = _wan_parts()
     parts["transformer"] = wan_transformer(in_channels=36)
     pipe = diffusers.WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None)
-    return _tiny(pipe, **_wan_prompt(), image=_image(), num_frames=9, guidance_scale=6.0)
+    return tiny_pipeline(pipe, **_wan_prompt(), image=_image(), num_frames=9, guidance_scale=6.0)
 
 
 def wan_video_to_video() -> TinyPipeline:
@@ -117,7 +80,9 @@ def wan_video_to_video() -> TinyPipeline:
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     pipe = diffusers.WanVideoToVideoPipeline(**parts)
-    return _tiny(pipe, **_wan_prompt(), video=[_image()] * 9, strength=0.5, guidance_scale=6.0)
+    return tiny_pipeline(
+        pipe, **_wan_prompt(), video=[_image()] * 9, strength=0.5, guidance_scale=6.0
+    )
 
 
 def wan_vace() -> TinyPipeline:
@@ -127,7 +92,7 @@ def wan_vace() -> TinyPipeline:
         **_WAN_SIZE, in_channels=16, num_layers=2, vace_layers=[0], vace_in_channels=96
     ).eval()
     pipe = diffusers.WanVACEPipeline(**_wan_parts(), transformer=transformer)
-    return _tiny(pipe, **_wan_prompt(), num_frames=9, guidance_scale=6.0)
+    return tiny_pipeline(pipe, **_wan_prompt(), num_frames=9, guidance_scale=6.0)
 
 
 def _wan_parts() -> dict[str, Any]:
@@ -162,23 +127,152 @@ def wan_vae() -> Any:
     )
 
 
-def t5_tokenizer() -> Any:
-    """Build a T5 tokenizer of single characters."""
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    vocab += [(c, -3.0) for c in _CHARACTERS]
-    return transformers.T5Tokenizer(vocab=vocab, extra_ids=0)
-
-
-def t5_encoder(kind: str = "T5") -> Any:
-    """Build a text encoder of width 32; ``kind`` is T5 or UMT5."""
+def hunyuan_video() -> TinyPipeline:
+    """Build HunyuanVideo with one block of each kind."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=1103, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    ).eval()
+    vae = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
     )
-    return getattr(transformers, f"{kind}EncoderModel")(config).eval()
+    pipe = diffusers.HunyuanVideoPipeline(
+        text_encoder=llama_encoder(),
+        tokenizer=llama_tokenizer(),
+        text_encoder_2=clip_encoder(),
+        tokenizer_2=clip_tokenizer(),
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+    template = {"template": "{}", "crop_start": 0}
+    return tiny_pipeline(pipe, prompt_template=template, num_frames=9, guidance_scale=4.5)
 
 
-def _tiny(pipe: Any, **inputs: Any) -> TinyPipeline:
-    pipe.set_progress_bar_config(disable=True)
-    common = {"prompt": "dance monkey", "height": 32, "width": 32, "max_sequence_length": 16}
-    return TinyPipeline(pipe, {**common, **inputs})
+def cogvideox(*, version: str = "1.0") -> TinyPipeline:
+    """Build CogVideoX; version 1.5 joins two latent frames to one and rotates positions."""
+    newer = version == "1.5"
+    torch.manual_seed(0)
+    transformer = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16 if newer else 8,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=32,
+        num_layers=2,
+        sample_width=32 if newer else 4,
+        sample_height=32 if newer else 4,
+        sample_frames=9,
+        patch_size=2,
+        patch_size_t=2 if newer else None,
+        max_text_seq_length=16,
+        use_rotary_positional_embeddings=newer,
+        patch_bias=not newer,
+    ).eval()
+    vae = diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    pipe = diffusers.CogVideoXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5_encoder(),
+        vae=vae,
+        transformer=transformer,
+        scheduler=diffusers.CogVideoXDDIMScheduler(),
+    )
+    return tiny_pipeline(pipe, num_frames=9, guidance_scale=6.0)
+
+
+def ltx_video(*, conditions: bool = False) -> TinyPipeline:
+    """Build LTX-Video; with conditions, the pipeline that puts key frames in front."""
+    torch.manual_seed(0)
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    ).eval()
+    build = diffusers.LTXConditionPipeline if conditions else diffusers.LTXPipeline
+    pipe = build(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=_ltx_vae(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
+    extra = {"image": _image(), "frame_index": 8} if conditions else {}
+    return tiny_pipeline(pipe, **extra, num_frames=17, guidance_scale=3.0)
+
+
+def _ltx_vae() -> Any:
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        patch_size=1,
+        patch_size_t=1,
+    )
+
+
+def mochi() -> TinyPipeline:
+    """Build Mochi with the scheduler that counts time upwards, as released."""
+    torch.manual_seed(0)
+    transformer = diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    ).eval()
+    transformer.pos_frequencies = torch.nn.Parameter(torch.full((3, 2, 4), 0.1))
+    vae = diffusers.AutoencoderKLMochi(
+        latent_channels=12,
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+    pipe = diffusers.MochiPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=vae,
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
+    return tiny_pipeline(pipe, num_frames=7, guidance_scale=4.5)

@@ -1,0 +1,26 @@
+"""Remember what was read from a tensor, so that a device is waited for once per tensor."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+ValueT = TypeVar("ValueT")
+
+
+class TensorMemo(Generic[ValueT]):
+    """Results of a function per tensor object; pipelines pass the same one at every step."""
+
+    def __init__(self, function: Callable[[Tensor], ValueT]) -> None:
+        self._function = function
+        self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def __call__(self, tensor: Tensor) -> ValueT:
+        """Return the function's value; computed anew after an in-place write."""
+        version = 0 if tensor.is_inference() else tensor._version
+        known: tuple[int, ValueT] | None = self._known.get(tensor)
+        if known is None or known[0] != version:
+            known = version, self._function(tensor)
+            self._known[tensor] = known
+        return known[1]

@@ -1,0 +1,132 @@
+"""Parts of tiny pipelines: tokenizers and text encoders that need no download."""
+
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from torch import Tensor
+
+_CHARACTERS = string.ascii_letters + string.digits + string.punctuation
+
+
+@dataclass(frozen=True)
+class TinyPipeline:
+    """A pipeline with random weights and the arguments of a call that takes a second.
+
+    Attributes:
+        pipe: the pipeline, on the CPU in float32.
+        inputs: keyword arguments of its call, without steps, seed and output type.
+    """
+
+    pipe: Any
+    inputs: dict[str, Any]
+
+    def generate(
+        self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Run it: the frames, (videos, F, C, H, W) in [0, 1].
+
+        Args:
+            steps: denoising steps.
+            seed: of the initial noise.
+            changes: arguments that replace or join ``inputs``.
+        """
+        arguments = {**self.inputs, **(changes or {})}
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            frames: Tensor = self.pipe(
+                **arguments, num_inference_steps=steps, generator=generator, output_type="pt"
+            ).frames
+        return frames
+
+    def latents(
+        self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
+    ) -> Tensor:
+        """Do as ``generate`` without decoding: the pipeline's latents."""
+        arguments = {**self.inputs, **(changes or {}), "output_type": "latent"}
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            frames: Tensor = self.pipe(
+                **arguments, num_inference_steps=steps, generator=generator
+            ).frames
+        return frames
+
+
+def t5_tokenizer() -> Any:
+    """Build a T5 tokenizer of single characters."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    vocab += [(c, -3.0) for c in _CHARACTERS]
+    return transformers.T5Tokenizer(vocab=vocab, extra_ids=0)
+
+
+def t5_encoder(kind: str = "T5") -> Any:
+    """Build a text encoder of width 32; ``kind`` is T5 or UMT5."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=1103, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    return getattr(transformers, f"{kind}EncoderModel")(config).eval()
+
+
+def clip_tokenizer() -> Any:
+    """Build a CLIP tokenizer of single bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [
+        "<|startoftext|>",
+        "!pad",
+        "<|endoftext|>",
+        *alphabet,
+        *(f"{a}</w>" for a in alphabet),
+    ]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def clip_encoder() -> Any:
+    """Build a CLIP text encoder of width 8."""
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=1000,
+        hidden_size=8,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+        projection_dim=32,
+    )
+    return transformers.CLIPTextModel(config).eval()
+
+
+def llama_tokenizer() -> Any:
+    """Build a Llama tokenizer of single characters."""
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", "▁", *_CHARACTERS]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return transformers.LlamaTokenizer(vocab=vocab, merges=[], pad_token="<pad>")
+
+
+def llama_encoder() -> Any:
+    """Build a Llama model of width 16."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=1000,
+        hidden_size=16,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    return transformers.LlamaModel(config).eval()
+
+
+def tiny_pipeline(pipe: Any, **inputs: Any) -> TinyPipeline:
+    """Join a pipeline with the arguments every one takes."""
+    pipe.set_progress_bar_config(disable=True)
+    common = {"prompt": "dance monkey", "height": 32, "width": 32, "max_sequence_length": 16}
+    return TinyPipeline(pipe, {**common, **inputs})
