@@ -90,7 +90,7 @@ def _row_mass(
         base = torch.logsumexp(scores, -1) if lse is None else lse[rows].float()
         weights = scores.sub_(base.nan_to_num(neginf=torch.inf)[:, None]).exp_()
         out[rows] = torch.segment_reduce(
-            weights, "sum", offsets=edges.expand(len(weights), -1).contiguous(), axis=1
+            weights, "sum", offsets=edges.expand(len(weights), -1).contiguous(), axis=1, unsafe=True
         )
 
 

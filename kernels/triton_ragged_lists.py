@@ -1,0 +1,139 @@
+"""Lists of key chunks for masks with variable blocks, built on the device.
+
+Selected neighbouring blocks form runs of consecutive keys. Each run is cut into chunks of CHUNK
+keys from its start; what remains is one partial chunk. An entry packs ``first_key << 8 | keys``.
+A row's full chunks come first, its partial ones last.
+"""
+# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.ragged_block_mask import RaggedBlockMask
+
+# Key blocks that one program can handle.
+MAX_KV_BLOCKS = 8192
+
+
+class ChunkLists(NamedTuple):
+    """Key chunks of each query block.
+
+    Args:
+        entries: (B, H, Nq, capacity) int32.
+        num_full: (B, H, Nq) int32 entries of ``chunk`` keys.
+        num_chunks: (B, H, Nq) int32 entries in all.
+        chunk: keys of a full entry.
+    """
+
+    entries: Tensor
+    num_full: Tensor
+    num_chunks: Tensor
+    chunk: int
+
+
+class QueryTiles(NamedTuple):
+    """Query tiles of each head, each within one query block.
+
+    Args:
+        block: (B, H, P) int32 query block.
+        first_row: (B, H, P) int32 first query; the block's end for unused tiles.
+        end_row: (B, H, P) int32 end of the block.
+    """
+
+    block: Tensor
+    first_row: Tensor
+    end_row: Tensor
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b)
+
+
+@triton.jit
+def _chunk_lists_kernel(
+    mask_ptr, offsets_ptr, entries_ptr, num_full_ptr, num_chunks_ptr, Nq, N, S, capacity,
+    CHUNK: tl.constexpr, PAD_N: tl.constexpr,
+):  # fmt: skip
+    """One program lists the chunks of one query block."""
+    row = tl.program_id(0).to(tl.int64)
+    offsets_ptr += (row // Nq) * (N + 1)
+    j = tl.arange(0, PAD_N)
+    inside = j < N
+    # Offsets out of range would make lists that leave the tensors.
+    first = tl.load(offsets_ptr + j, mask=inside, other=0)
+    end = tl.load(offsets_ptr + j + 1, mask=inside, other=0)
+    first = tl.minimum(tl.maximum(first, 0), S)
+    end = tl.minimum(tl.maximum(end, first), S)
+    keep = tl.load(mask_ptr + row * N + j, mask=inside, other=0) != 0
+    # Empty blocks join their neighbours: they must not break a run in two.
+    keep = inside & (keep | (first == end))
+    before = tl.load(mask_ptr + row * N + j - 1, mask=inside & (j > 0), other=0) != 0
+    last_first = tl.load(offsets_ptr + j - 1, mask=inside & (j > 0), other=-1)
+    before = (j > 0) & (before | (last_first == first))
+    after = tl.load(mask_ptr + row * N + j + 1, mask=j + 1 < N, other=0) != 0
+    next_end = tl.load(offsets_ptr + j + 2, mask=j + 1 < N, other=-1)
+    after = (j + 1 < N) & (after | (next_end == end))
+    # Offsets ascend, so the largest start so far is the start of the current run.
+    start = tl.associative_scan(tl.where(keep & ~before, first, 0), 0, _larger)
+    length = tl.where(keep & ~after, end - start, 0)
+    full, partial = length // CHUNK, ((length % CHUNK) > 0).to(tl.int32)
+    num_full, num_partial = tl.sum(full, 0), tl.sum(partial, 0)
+    entries_ptr += row * capacity
+    place = tl.cumsum(full, 0) - full
+    for step in range(0, tl.max(full, 0)):
+        entry = ((start + step * CHUNK) << 8) | CHUNK
+        tl.store(entries_ptr + place + step, entry, mask=step < full)
+    place = num_full + tl.cumsum(partial, 0) - partial
+    entry = ((start + full * CHUNK) << 8) | (length % CHUNK)
+    tl.store(entries_ptr + place, entry, mask=partial > 0)
+    tl.store(num_full_ptr + row, num_full)
+    tl.store(num_chunks_ptr + row, num_full + num_partial)
+
+
+def chunk_lists(mask: RaggedBlockMask, chunk: int) -> ChunkLists:
+    """List the key chunks of every query block, without a synchronisation."""
+    kept = mask.mask.contiguous()
+    lead = torch.broadcast_shapes(kept.shape[:2], mask.kv_offsets.shape[:2])
+    Nq, N = kept.shape[2:]
+    kept = kept.expand(*lead, Nq, N).contiguous()
+    offsets = mask.kv_offsets.expand(*lead, N + 1).contiguous()
+    capacity = mask.seq_kv // chunk + (N + 1) // 2
+    entries = torch.empty(*lead, Nq, capacity, dtype=torch.int32, device=mask.device)
+    num_full, num_chunks = (
+        torch.empty(*lead, Nq, dtype=torch.int32, device=mask.device) for _ in range(2)
+    )
+    pad = triton.next_power_of_2(N)
+    _chunk_lists_kernel[(num_full.numel(),)](
+        kept.view(torch.uint8), offsets, entries, num_full, num_chunks, Nq, N, mask.seq_kv,
+        capacity, CHUNK=chunk, PAD_N=pad, num_warps=4 if pad >= 512 else 1,
+    )  # fmt: skip
+    return ChunkLists(entries, num_full, num_chunks, chunk)
+
+
+def query_tiles(q_offsets: Tensor, seq_q: int, rows: int) -> QueryTiles:
+    """Cut every query block into tiles of ``rows`` queries, without a synchronisation.
+
+    Args:
+        q_offsets: (B, H, Nq + 1) int32.
+        seq_q: number of queries.
+        rows: queries per tile.
+
+    Returns:
+        ceil(seq_q / rows) + Nq tiles per head, as many as blocks of any sizes can need.
+    """
+    Nq = q_offsets.shape[-1] - 1
+    first, end = q_offsets[..., :-1].contiguous(), q_offsets[..., 1:].contiguous()
+    tiles = (end - first + rows - 1) // rows
+    ends = torch.cumsum(tiles, -1, dtype=torch.int32)
+    items = torch.arange(-(-seq_q // rows) + Nq, dtype=torch.int32, device=q_offsets.device)
+    items = items.expand(*ends.shape[:-1], -1).contiguous()
+    block = torch.searchsorted(ends, items, right=True, out_int32=True).clamp_(max=Nq - 1)
+    index = block.long()
+    first_row = first.gather(-1, index) + (items - (ends - tiles).gather(-1, index)) * rows
+    end_row = end.gather(-1, index)
+    return QueryTiles(block, torch.minimum(first_row, end_row), end_row)
