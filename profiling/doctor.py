@@ -105,10 +105,12 @@ def _lpips() -> str:
 
 
 def _models() -> str:
-    from vidsparse.models import available
+    from vidsparse.loading import bundled_names, has_weights
 
-    names = available()
-    return ", ".join(names) if names else "none: this checkout holds no weights"
+    missing = "weights missing; reinstall vidsparse or train them with examples/train_tiny"
+    return ", ".join(
+        f"{name} {'available' if has_weights(name) else missing}" for name in bundled_names()
+    )
 
 
 def _ffmpeg() -> str:

@@ -1,7 +1,7 @@
 """``vidsparse bench`` and ``vidsparse profile``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,69 @@ def methods(
     _deliver(rows, where, json, out)
 
 
+@bench.command()
+def kernels(
+    case: Annotated[
+        list[str] | None, typer.Option(help="Shape, repeatable; all made for the device if not.")
+    ] = None,
+    impl: Annotated[
+        list[str] | None, typer.Option(help="Implementation, repeatable; by device if not.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each function.")] = 20,
+    device: common.Device = "auto",
+    json: common.JsonFlag = False,
+    out: Out = None,
+) -> None:
+    """Time block-sparse kernels, checked first, beside dense."""
+    from vidsparse.kernels.block_sparse_attention import Impl
+    from vidsparse.loading import pick_device
+    from vidsparse.profiling.bench import default_cases, default_impls
+
+    where = pick_device(device)
+    known = default_cases(where)
+    for name in case or []:
+        _known("case", name, {one.name: one for one in known})
+    cases = [one for one in known if case is None or one.name in case]
+    names = {one.value: one for one in Impl if one is not Impl.AUTO}
+    impls = [_known("impl", name, names) for name in impl or []] or default_impls(where)
+    dtype = "float32" if where.type == "cpu" else "bfloat16"
+    _kernels(cases, impls, where, dtype, repeats, json, out)
+
+
+@bench.command()
+def cpu(
+    repeats: Annotated[int, typer.Option(help="Timed runs of each function.")] = 20,
+    json: common.JsonFlag = False,
+    out: Out = None,
+) -> None:
+    """Time the CPU kernel beside dense at 2k to 4k tokens."""
+    import torch
+
+    from vidsparse.kernels.block_sparse_attention import Impl
+    from vidsparse.profiling.kernel_cases import CPU_CASES
+
+    _kernels(CPU_CASES, [Impl.TORCH], torch.device("cpu"), "float32", repeats, json, out)
+
+
+def _kernels(
+    cases: Any, impls: Any, device: Any, dtype: str, repeats: int, json: bool, out: Path | None
+) -> None:
+    from vidsparse.loading import DTYPES
+    from vidsparse.profiling.bench import bench_case
+
+    rows: list[dict[str, Any]] = []
+    with common.progress_bars(quiet=json) as bars:
+        for done, case in enumerate(cases, start=1):
+            rows += bench_case(case, impls, device, dtype=DTYPES[dtype], repeats=repeats)
+            bars("cases", done, len(cases))
+    if not rows:
+        raise UsageError(
+            f"none of {', '.join(one.value for one in impls)} runs on {device}; see: "
+            "vidsparse doctor"
+        )
+    _deliver(rows, device, json, out)
+
+
 def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
@@ -71,14 +134,21 @@ def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | No
         typer.echo(f"wrote {out}")
 
 
+_HIDDEN = ("spread_ms",)  # in the JSON; the table is wide enough
+
+
 def _table(rows: list[dict[str, Any]], title: str) -> Any:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title)
-    names: list[str] = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names: list[str] = list(
+        dict.fromkeys(name for row in rows for name in row if name not in _HIDDEN)
+    )
     for name in names:
         text = any(isinstance(row.get(name), str) for row in rows)
-        table.add_column(name, justify="left" if text else "right")
+        justify: Literal["left", "right"] = "left" if text else "right"
+        table.add_column(name.replace("_", "\n"), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in names))
     return table

@@ -171,7 +171,22 @@ def load_for_sampling(
         common.quiet_libraries()
         pipe = load_pipeline(model, device=where, dtype=precision)
     check_sampling(pipe, sampling)
+    _note_untrained_size(model, sampling)
     return pipe, sampling
+
+
+def _note_untrained_size(model: str, sampling: "Sampling") -> None:
+    from vidsparse.loading import is_bundled
+    from vidsparse.models import info
+
+    size = (sampling.height or 0, sampling.width or 0, sampling.num_frames or 0)
+    if is_bundled(model) and info(model).grid_of(*size) is None:
+        grids = ", ".join(info(model).grids)
+        height, width, frames = size
+        common.note(
+            f"model {model!r} was not trained for {width}x{height} with {frames} frames; "
+            f"its grids are {grids}"
+        )
 
 
 def _note_unknown_words(model: str, prompts: list[str]) -> None:

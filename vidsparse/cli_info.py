@@ -1,6 +1,6 @@
 """``vidsparse methods``, ``vidsparse models`` and ``vidsparse doctor``."""
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,43 +66,24 @@ def models(
         return
     for row in rows:
         typer.echo(
-            f"{row['name']}: {row['steps']} steps, guidance {row['guidance']}, "
-            f"licence {row['licence']}"
+            f"{row['name']}: {row['description']}; {row['steps']} steps, "
+            f"guidance {row['guidance']}, {row['licence']}, weights {row['weights']}"
         )
         for name, size in row["grids"].items():
             typer.echo(
                 f"  --grid {name}: {size['width']}x{size['height']}, "
                 f"{size['num_frames']} frames, {size['tokens']} video tokens"
             )
-    if not rows:
-        typer.echo("no bundled models: this checkout holds no weights; use --model with a folder")
 
 
 def _model_rows() -> list[dict[str, Any]]:
-    from vidsparse.models import available, info
+    from vidsparse.loading import has_weights
+    from vidsparse.models import available
 
-    rows = []
-    for name in available():
-        card = info(name)
-        grids = {
-            key: {
-                "height": grid.height,
-                "width": grid.width,
-                "num_frames": grid.num_frames,
-                "tokens": grid.tokens,
-            }
-            for key, grid in card.grids.items()
-        }
-        rows.append(
-            {
-                "name": name,
-                "grids": grids,
-                "steps": card.steps,
-                "guidance": card.guidance,
-                "licence": card.licence,
-            }
-        )
-    return rows
+    return [
+        {**asdict(card), "weights": "here" if has_weights(card.name) else "missing"}
+        for card in available()
+    ]
 
 
 def _check(
@@ -116,12 +97,17 @@ def _check(
     json: bool,
 ) -> None:
     from vidsparse.generate import Sampling, settle_sampling
-    from vidsparse.loading import is_bundled, load_pipeline, pick_device, pick_dtype
-    from vidsparse.models import available
+    from vidsparse.loading import (
+        bundled_names,
+        is_bundled,
+        load_pipeline,
+        pick_device,
+        pick_dtype,
+    )
     from vidsparse.models.content import check_model
 
     if not is_bundled(model):
-        known = ", ".join(available()) or "none in this checkout"
+        known = ", ".join(bundled_names())
         raise UsageError(f"--check {model!r} is no bundled model; choose one of: {known}")
     if clips < 1:
         raise UsageError(f"--clips {clips} must be at least 1")

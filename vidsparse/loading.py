@@ -45,7 +45,20 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def is_bundled(model: str) -> bool:
     """Say whether a name is one of the bundled models."""
-    return model in models.available()
+    return model in bundled_names()
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the bundled models."""
+    return [card.name for card in models.available()]
+
+
+def has_weights(name: str) -> bool:
+    """Say whether a bundled model's weights are part of this installation."""
+    try:
+        return models.path(name).is_dir()
+    except FileNotFoundError:
+        return False
 
 
 def load_pipeline(model: str, *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -61,11 +74,18 @@ def load_pipeline(model: str, *, device: torch.device, dtype: torch.dtype) -> An
         UsageError: there is no such model here, or its files are incomplete.
     """
     if is_bundled(model):
-        pipe: Any = models.load(model, device=device, dtype=dtype)
+        pipe: Any = _load_bundled(model, device, dtype)
     else:
         pipe = _load_folder(_model_folder(model), model, dtype).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _load_bundled(model: str, device: torch.device, dtype: torch.dtype) -> Any:
+    try:
+        return models.load(model, device=str(device), dtype=dtype)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from error
 
 
 def _model_folder(model: str) -> Path:
@@ -77,7 +97,7 @@ def _model_folder(model: str) -> Path:
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return _cached_repository(model)
     raise UsageError(
-        f"unknown model {model!r}; use {', '.join(models.available()) or 'a diffusers folder'}, "
+        f"unknown model {model!r}; use {', '.join(bundled_names())}, "
         "the path of a diffusers folder, or a cached Hugging Face repository like owner/name"
     )
 
