@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.layout import VideoLayout, tile_order
+from vidsparse.layout import VideoLayout, identity_order, tile_order
 from vidsparse.plan import AttentionPlan
 
 # Geometries kept: a pipeline needs one or two, prompts of other lengths add more.
@@ -74,6 +74,36 @@ def tile_partition(layout: VideoLayout, tile: tuple[int, int, int]) -> Partition
     text = tile[0] * tile[1] * tile[2]
     before, after = _pieces(layout.text_before, text), _pieces(layout.text_after, text)
     return partition_sizes([*before, *cells, *after], order)
+
+
+def strip_order(layout: VideoLayout, strips: int, *, frames: int = 1) -> Tensor:
+    """Return an order in which every run of neighbours is a compact piece of the video.
+
+    A frame is walked strip by strip, each strip column by column, and every other strip and
+    frame backwards, so that the walk never jumps. Equal blocks of any size can then be cut from
+    it on any grid, with nothing padded and no smaller blocks at edges.
+
+    Args:
+        layout: the sequence; text keeps its place.
+        strips: horizontal strips of a frame, at least 1 and at most its rows; as even as possible.
+        frames: frames that are walked side by side, at least 1.
+
+    Returns:
+        (S,) int32, ``order[i]`` is the natural index of the token at position i.
+    """
+    axes = [torch.arange(n) for n in layout.grid]
+    f, y, x = torch.meshgrid(*axes, indexing="ij")
+    strip = y * strips // layout.height
+    x = torch.where(strip % 2 == 0, x, layout.width - 1 - x)
+    walk = (strip * layout.width + x) * frames + f % frames
+    walk = walk * layout.height + y
+    last = strips * layout.width * frames * layout.height - 1
+    group = f // frames
+    walk = torch.where(group % 2 == 0, walk, last - walk) + group * (last + 1)
+    order = identity_order(layout)
+    inside = torch.argsort(walk.reshape(-1)).to(torch.int32)
+    order[layout.text_before : layout.video_end] = inside + layout.text_before
+    return order
 
 
 def text_blocks(layout: VideoLayout, partition: Partition) -> Tensor:
@@ -190,6 +220,22 @@ def tile_geometry(
 ) -> BlockGeometry:
     """Return the tile order with one block per tile, for queries and keys."""
     cut = tile_partition(layout, tile)
+    return _geometry(layout, cut, cut, device, first_frame=first_frame, own=own)
+
+
+@lru_cache(maxsize=CACHED_GEOMETRIES)
+def strip_geometry(
+    layout: VideoLayout,
+    strips: int,
+    block: int,
+    device: torch.device,
+    *,
+    frames: int = 1,
+    first_frame: bool = False,
+    own: bool = True,
+) -> BlockGeometry:
+    """Return the strip order cut into equal blocks, for queries and keys."""
+    cut = uniform_partition(layout.num_tokens, block, strip_order(layout, strips, frames=frames))
     return _geometry(layout, cut, cut, device, first_frame=first_frame, own=own)
 
 

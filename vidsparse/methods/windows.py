@@ -61,6 +61,23 @@ def choose_tile(
     return (frames, *(exact if enough else ragged))
 
 
+def choose_strips(grid: tuple[int, int, int], block: int, *, frames: int = 1) -> int:
+    """Return how many strips of a frame make blocks of ``block`` tokens about square.
+
+    Args:
+        grid: (frames, height, width).
+        block: tokens of a block.
+        frames: frames that share a block.
+    """
+    side = math.sqrt(block / frames)
+    return min(grid[1], max(1, round(grid[1] / side)))
+
+
+def tile_count(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
+    """Return how many tiles cover a grid."""
+    return math.prod(-(-n // t) for n, t in zip(grid, tile, strict=True))
+
+
 def _ragged_window(height: int, width: int, area: int) -> tuple[int, int]:
     """Return the window with the fewest cells, its edges as even as possible, then squarest."""
     best = None

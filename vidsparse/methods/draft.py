@@ -1,0 +1,190 @@
+"""DraftAttention: a low-resolution attention map of pooled tokens chooses the blocks."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.kernels.block_statistics import block_means
+from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.permute import permute_tokens
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SearchRange, SparseMethod, register
+from vidsparse.methods.blocks import BlockGeometry, Partition, strip_geometry, tile_geometry
+from vidsparse.methods.budget import Budget, BudgetKind, check_density
+from vidsparse.methods.clusters import log_cluster_mass
+from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
+from vidsparse.plan import AttentionPlan, CallSite
+
+Tiling = Literal["auto", "windows", "strips"]
+TILINGS: tuple[Tiling, ...] = ("auto", "windows", "strips")
+
+
+@register
+@dataclass(frozen=True)
+class Draft(SparseMethod):
+    """Pool queries and keys over windows, attend among the pools, keep the best block pairs.
+
+    Any grid works and no token is padded. Windows are rectangles, smaller at the far edges where
+    they do not divide the grid; strips cut equal blocks from a walk through each frame instead,
+    which the fastest kernels need.
+
+    Attributes:
+        density: kept share of query-key pairs, text and own blocks included, in (0, 1]; the
+            least share of each row for the budget "top_p", without effect for "threshold".
+        budget: "flat" ranks all blocks of a head, "row" each row, "top_p" takes a share ``p`` of
+            each row's draft mass, "threshold" every block with a draft mass of ``threshold``.
+        p: share of a row's draft mass for "top_p", in [0, 1].
+        threshold: least draft mass of a block for "threshold", in [0, 1].
+        tiling: "windows", "strips", or "auto": windows where all are one kernel block, else strips.
+        window: (rows, columns) of a window; None chooses one for the grid and the kernels.
+        frames: frames pooled together, at least 1.
+        second_moment: add half the variance of the logits within a block pair, so that blocks
+            with a few strong pairs are not lost in the mean.
+        first_frame: always keep the keys of the first frame.
+        block: most tokens of a window and tokens of a strip block; None asks the kernels.
+
+    Raises:
+        UsageError: a parameter is out of range.
+    """
+
+    name: ClassVar[str] = "draft"
+    summary: ClassVar[str] = "blocks chosen by a low-resolution attention map"
+    source: ClassVar[str] = "DraftAttention, arXiv:2505.14708"
+
+    budget: BudgetKind = "flat"
+    p: float = 0.9
+    threshold: float = 0.0
+    tiling: Tiling = "auto"
+    window: tuple[int, int] | None = None
+    frames: int = 1
+    second_moment: bool = False
+    first_frame: bool = False
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._budget()
+        if self.tiling not in TILINGS:
+            raise UsageError(f"tiling={self.tiling!r} is unknown; use one of {TILINGS}")
+        if self.window is not None and (min(self.window) < 1 or self.tiling == "strips"):
+            raise UsageError(
+                f"window={self.window} must be at least (1, 1), with tiling 'auto' or 'windows'"
+            )
+        if self.frames < 1:
+            raise UsageError(f"frames={self.frames} must be at least 1")
+        if self.block is not None and self.block < self.frames:
+            raise UsageError(
+                f"block={self.block} must hold a token of each of {self.frames} frames"
+            )
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Draw the draft map of one call and keep its best blocks."""
+        if self.density == 1 and self.budget in ("flat", "row"):
+            return None
+        geometry = self.geometry(layout, q.device, q.shape[3])
+        if self.budget in ("flat", "row"):
+            check_density(self.density, geometry.least_density)
+        sizes = geometry.q.sizes, geometry.kv.sizes
+        scores = draft_map(q, k, geometry, second_moment=self.second_moment)
+        return geometry.plan(self._budget().select(scores, geometry.forced, *sizes))
+
+    def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
+        """Return the token order and blocks for a sequence.
+
+        Args:
+            layout: the sequence.
+            device: where attention runs.
+            D: head size.
+
+        Raises:
+            UsageError: the window is larger than the grid.
+        """
+        room = self.block or min(block_sizes(device, D))
+        frames = min(self.frames, layout.frames)
+        tile = self._tile(layout, room, frames)
+        if self._takes_windows(layout, tile, room):
+            return tile_geometry(layout, tile, device, first_frame=self.first_frame)
+        strips = choose_strips(layout.grid, room, frames=frames)
+        return strip_geometry(
+            layout, strips, room, device, frames=frames, first_frame=self.first_frame
+        )
+
+    def search_space(self) -> dict[str, SearchRange]:
+        """Vary the density, the budget's reach and the draft map."""
+        return {
+            "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+            "budget": SearchRange(("flat", "row")),
+            "second_moment": SearchRange((False, True)),
+            "first_frame": SearchRange((False, True)),
+        }
+
+    def _budget(self) -> Budget:
+        return Budget(self.budget, self.density, self.p, self.threshold)
+
+    def _tile(self, layout: VideoLayout, room: int, frames: int) -> tuple[int, int, int]:
+        if self.window is None:
+            return choose_tile(layout.grid, room, frames=frames)
+        if self.window[0] > layout.height or self.window[1] > layout.width:
+            raise UsageError(
+                f"window={self.window} is larger than the grid of {layout.height} rows and "
+                f"{layout.width} columns; use a smaller one, or None"
+            )
+        return frames, *self.window
+
+    def _takes_windows(self, layout: VideoLayout, tile: tuple[int, int, int], room: int) -> bool:
+        if self.tiling == "windows" or self.window is not None:
+            return True
+        whole = tile_count(layout.grid, tile) * room == layout.video_tokens
+        aligned = layout.text_before % room == 0
+        return self.tiling == "auto" and whole and aligned
+
+
+def draft_map(
+    q: Tensor, k: Tensor, geometry: BlockGeometry, *, second_moment: bool = False
+) -> Tensor:
+    """Attend among pooled tokens.
+
+    A pooled logit is exactly the mean of the logits of a block pair. The number of keys in a
+    block is added as its logarithm, as if all its keys were their mean.
+
+    Args:
+        q: (B, H, S, D) queries in natural order.
+        k: (B, H, S, D) keys.
+        geometry: token order and blocks.
+        second_moment: add half the variance of the logits of each block pair, for independent
+            channels: the next term of the logarithm of their mean exponential.
+
+    Returns:
+        (B, H, N, N) float32, draft share of each key block in each query block's row.
+
+    Source: DraftAttention, arXiv:2505.14708, section 3.1; corrections from later work.
+    """
+    orders = geometry.q.order, geometry.kv.order
+    q, k = (
+        x if order is None else permute_tokens(x, order.view(1, 1, -1))
+        for x, order in zip((q, k), orders, strict=True)
+    )
+    q_means, k_means = pool(q, geometry.q), pool(k, geometry.kv)
+    log_mass = log_cluster_mass(q_means, k_means, geometry.kv.sizes.view(1, 1, -1))
+    if not second_moment:
+        return log_mass.exp()
+    q_squares, k_squares = pool(q.square(), geometry.q), pool(k.square(), geometry.kv)
+    spread = q_squares @ k_squares.mT - q_means.square() @ k_means.square().mT
+    return torch.softmax(log_mass + spread.clamp(min=0) / (2 * q.shape[3]), -1)
+
+
+def pool(x: Tensor, partition: Partition) -> Tensor:
+    """Average (B, H, S, D) tokens, in the partition's order, over blocks: (B, H, N, D) float32."""
+    if partition.block is None:
+        return block_means(x, offsets=partition.offsets.view(1, 1, -1))
+    whole = partition.num_tokens // partition.block * partition.block
+    head = x[:, :, :whole].unflatten(2, (-1, partition.block)).mean(3, dtype=torch.float32)
+    if whole == partition.num_tokens:
+        return head
+    tail = x[:, :, whole:].mean(2, keepdim=True, dtype=torch.float32)
+    return torch.cat([head, tail], 2)
