@@ -196,9 +196,10 @@ def check_density(density: float, least: float) -> None:
         UsageError: ``density`` is below ``least``.
     """
     if density < least - _SLACK:
+        enough = min(1.0, least + 5e-5)
         raise UsageError(
             f"density={density} is too small here: text, first frame and each block's own "
-            f"neighbourhood alone are {least:.4f}; use a density of at least {least + 5e-5:.4f}"
+            f"neighbourhood alone are {least:.4f}; use a density of at least {enough:.4f}"
         )
 
 
