@@ -94,3 +94,18 @@ def test_importing_vidsparse_imports_nothing_heavy() -> None:
     code = "import sys, vidsparse; print([m for m in ('torch', 'diffusers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_folders_at_the_root_do_not_break_transformers() -> None:
+    # From the root, `import kernels` finds our folder; transformers asks for its version.
+    code = (
+        "import kernels; from transformers.utils import import_utils;"
+        "print(import_utils.is_kernels_available() == ('kernels' in import_utils."
+        "_package_distribution_mapping()), getattr(kernels, '__file__', None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    installed, file = done.stdout.split()
+    assert installed == "True"
+    assert not file.startswith(str(ROOT))

@@ -1,7 +1,7 @@
 """Keep the repository's folder names from hiding other packages of the same name."""
 
 import sys
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 
@@ -17,15 +17,15 @@ def hand_over(name: str) -> None:
 
     Args:
         name: the importing module's ``__name__``.
-
-    Raises:
-        ModuleNotFoundError: no other module of that name exists, as without the folder.
     """
     if name.startswith("vidsparse."):
         return
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
     spec = PathFinder.find_spec(name, elsewhere)
     if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        # An empty module without a file, as a folder without code would give: transformers asks
+        # for the version of "kernels" and takes this for "not installed", but no exception.
+        sys.modules[name] = module_from_spec(ModuleSpec(name, None))
+        return
     sys.modules[name] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
