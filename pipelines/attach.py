@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -85,6 +86,8 @@ class Attachment:
         def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             running.end_forward()
 
+        # A model compiled in place has its hooks traced too; these must run as they are.
+        begin, end = torch.compiler.disable(begin), torch.compiler.disable(end)
         self._hooks.append(outer.register_forward_pre_hook(begin, with_kwargs=True))
         self._hooks.append(outer.register_forward_hook(end))
 

@@ -71,6 +71,21 @@ def test_whole_compiled_model_is_followed_from_outside(spy: Any) -> None:
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_model_compiled_in_place_keeps_its_steps(spy: Any) -> None:
+    transformer = testing.wan_transformer(layers=3)
+    expected = run(transformer, 900.0)
+    attachment = attach(transformer, spy)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        transformer.compile(backend="eager")
+        assert torch.equal(run(transformer, 900.0), expected)
+        graphs = counters["stats"]["unique_graphs"]
+        for time in range(800, 0, -100):
+            run(transformer, float(time))
+    attachment.detach()
+    assert [(s.step, s.layer) for s in spy.sites] == [(s, i) for s in range(9) for i in range(3)]
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_fake_op_has_the_shape_of_the_real_one(spy: Any) -> None:
     from vidsparse.pipelines.processors import attention_op
 
