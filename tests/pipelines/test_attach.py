@@ -6,6 +6,8 @@ import threading
 import weakref
 from typing import Any
 
+import accelerate
+import diffusers
 import pytest
 import torch
 
@@ -114,7 +116,6 @@ def test_two_pipelines_in_two_threads_share_nothing(spy: Any) -> None:
     pipelines = [testing.wan(layers=4), testing.wan(layers=4)]
     spies = [type(spy)() for _ in pipelines]
     attachments = [attach(each.pipe, own) for each, own in zip(pipelines, spies, strict=True)]
-    # Embeddings up front: tokenizers are not the subject.
     threads = [threading.Thread(target=each.latents, kwargs={"steps": 8}) for each in pipelines]
     for thread in threads:
         thread.start()
@@ -280,6 +281,33 @@ def test_mask_the_layout_does_not_explain_stays_dense_and_is_honoured(spy: Any) 
     assert torch.equal(out, expected)
     assert not spy.sites
     assert dict(spy.recorder.dense) == {"attention mask": 1}
+
+
+def test_hooks_outlive_an_offload_hook_that_is_installed_again(wan: TinyPipeline, spy: Any) -> None:
+    transformer = wan.pipe.transformer
+    expected = wan.latents()
+    accelerate.hooks.add_hook_to_module(transformer, accelerate.hooks.ModelHook())
+    attachment = attach(wan.pipe, spy)
+    assert torch.equal(wan.latents(), expected)
+    accelerate.hooks.remove_hook_from_module(transformer)
+    accelerate.hooks.add_hook_to_module(transformer, accelerate.hooks.ModelHook())
+    assert torch.equal(wan.latents(), expected)
+    accelerate.hooks.remove_hook_from_module(transformer)
+    attachment.detach()
+    assert spy.places == [(g, s, b) for g in range(2) for s in range(2) for b in range(2)]
+
+
+def test_steps_are_right_where_a_cache_skips_blocks(spy: Any) -> None:
+    tiny = testing.wan(layers=4)
+    # So loose a threshold that every step after the first is taken from the cache.
+    tiny.pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=100.0))
+    expected = tiny.latents(steps=4)
+    attachment = attach(tiny.pipe, spy)
+    assert torch.equal(tiny.latents(steps=4), expected)
+    attachment.detach()
+    layers = [(s.step, s.branch, s.layer) for s in spy.sites]
+    first = [(0, branch, layer) for branch in range(2) for layer in range(4)]
+    assert layers == first + [(step, branch, 0) for step in range(1, 4) for branch in range(2)]
 
 
 def inputs(time: float) -> dict[str, Any]:
