@@ -95,7 +95,7 @@ def unsupported_reasons(
 
 def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
     candidates = [Impl.TORCH] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON, Impl.TORCH]
-    refused = []
+    refused: list[str] = []
     for impl in candidates:
         reasons = unsupported_reasons(impl, q, k, v, mask)
         if not reasons:
@@ -126,6 +126,8 @@ def _run(
         return attend_triton(q, k, v, mask, scale=scale)
     from vidsparse.kernels.hopper import attend_gluon
 
+    if isinstance(mask, RaggedBlockMask):
+        raise ValueError("the Gluon kernels take blocks of one size; use impl='triton'")
     return attend_gluon(q, k, v, mask, scale=scale)
 
 

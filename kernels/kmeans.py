@@ -79,7 +79,7 @@ def _assign(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _update(x: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    B, H, S, D = x.shape
+    B, H, _, D = x.shape
     K = centroids.shape[2]
     base = torch.arange(B * H, device=x.device).view(B, H, 1) * K
     sums = torch.zeros(B * H * K, D, device=x.device)

@@ -29,7 +29,7 @@ class LaunchConfig:
 # prototypes, repeated by `python -m vidsparse.profiling.bench kernels`.
 TRITON_CONFIGS: dict[tuple[str, int], LaunchConfig] = {
     ("sm90", 64): LaunchConfig(64, 128, 4, 2),
-    ("sm90", 128): LaunchConfig(128, 64, 4, 2),
+    ("sm90", 128): LaunchConfig(128, 64, 8, 2),
     ("sm80", 64): LaunchConfig(128, 64, 4, 3),
     ("sm80", 128): LaunchConfig(128, 64, 8, 2),
     ("other", 64): LaunchConfig(64, 64, 4, 2),

@@ -136,7 +136,7 @@ def _shape_reasons(m: RaggedBlockMask) -> list[str]:
             reasons.append(f"{name} is {offsets.dtype}; give int32")
         if offsets.ndim != 3 or offsets.shape[-1] != blocks + 1:
             reasons.append(f"{name} has shape {tuple(offsets.shape)}; give (B, H, {blocks + 1})")
-        elif any(a not in (1, b) for a, b in zip(offsets.shape[:2], m.mask.shape[:2])):
+        elif any(a not in (1, b) for a, b in zip(offsets.shape[:2], m.mask.shape[:2], strict=True)):
             reasons.append(
                 f"{name} leads with {tuple(offsets.shape[:2])}, mask with "
                 f"{tuple(m.mask.shape[:2])}; make them equal or 1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,7 @@ def block_mass_reference(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     weights = torch.exp(q.double() @ k.double().mT * scale - lse.double()[..., None])
-    rows = [weights[:, :, a:b].sum(2) for a, b in zip(q_offsets, q_offsets[1:], strict=False)]
+    rows = [weights[:, :, a:b].sum(2) for a, b in itertools.pairwise(q_offsets)]
     by_row = torch.stack(rows, 2)
-    columns = [by_row[..., a:b].sum(-1) for a, b in zip(kv_offsets, kv_offsets[1:], strict=False)]
+    columns = [by_row[..., a:b].sum(-1) for a, b in itertools.pairwise(kv_offsets)]
     return torch.stack(columns, -1)

@@ -7,6 +7,8 @@ for the gathered keys to stay in the cache.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -25,10 +27,13 @@ def attend_torch(
     B, H, Sq, _ = q.shape
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((B, H, Sq), -torch.inf, dtype=torch.float32, device=q.device)
-    attend_head = _attend_head if isinstance(mask, BlockMask) else _attend_ragged_head
     for b in range(B):
         for h in range(H):
-            attend_head(q[b, h], k[b, h], v[b, h], mask, (b, h), scale, out[b, h], lse[b, h])
+            qkv, target = (q[b, h], k[b, h], v[b, h]), (out[b, h], lse[b, h])
+            if isinstance(mask, BlockMask):
+                _attend_head(*qkv, mask, (b, h), scale, *target)
+            else:
+                _attend_ragged_head(*qkv, mask, (b, h), scale, *target)
     return AttentionOutput(out, lse)
 
 
@@ -149,7 +154,7 @@ def _attend_ragged_head(
     bounds = _of_head(mask.q_offsets, head).tolist()
     block_of_key = block_of_token(_of_head(mask.kv_offsets, head), len(k))
     kept = _of_head(mask.mask, head)
-    for i, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (first, last) in enumerate(itertools.pairwise(bounds)):
         keys = kept[i][block_of_key].nonzero()[:, 0]
         if first == last or not len(keys):
             continue

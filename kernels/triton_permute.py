@@ -1,5 +1,5 @@
 """Triton twins of ``permute``: row gather and scatter, several tensors per launch."""
-# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import torch
 import triton

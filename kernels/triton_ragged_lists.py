@@ -4,7 +4,7 @@ Selected neighbouring blocks form runs of consecutive keys. Each run is cut into
 keys from its start; what remains is one partial chunk. An entry packs ``first_key << 8 | keys``.
 A row's full chunks come first, its partial ones last.
 """
-# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from typing import NamedTuple
 

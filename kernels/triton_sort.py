@@ -1,5 +1,5 @@
 """Stable counting sort of tokens by label, per head, without a synchronisation."""
-# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import torch
 import triton

@@ -1,5 +1,5 @@
 """Triton twins of ``block_statistics`` for blocks of one size."""
-# mypy: disable-error-code="no-untyped-def, misc, no-untyped-call"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import torch
 import triton

@@ -5,9 +5,11 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ def relative_error(inputs: Inputs, mask: Mask, out: Tensor) -> float:
         exact = weights @ v[0, h].double()
         wrong += float((out[0, h, rows].double() - exact).square().sum())
         right += float(exact.square().sum())
-    return (wrong / right) ** 0.5
+    return math.sqrt(wrong / right)
 
 
 def kept_keys(mask: Mask, head: int, rows: Tensor) -> Tensor:
@@ -98,14 +100,14 @@ def dense_functions(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], o
     """Return dense attention by backend: those of torch's SDPA that can take the inputs."""
     if q.device.type != "cuda":
         return {"dense sdpa": lambda: _sdpa(q, k, v, None)}
-    functions = {}
+    functions: dict[str, Callable[[], object]] = {}
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
         try:
             _sdpa(q, k, v, backend)
         except RuntimeError:
             continue
         name = f"dense {backend.name.removesuffix('_ATTENTION').lower()}"
-        functions[name] = lambda backend=backend: _sdpa(q, k, v, backend)
+        functions[name] = partial(_sdpa, q, k, v, backend)
     return functions
 
 
@@ -139,7 +141,7 @@ def bench_case(
             out = block_sparse_attention(q, k, v, mask, impl=impl).out
             errors[impl] = relative_error(inputs, mask, out)
     functions: dict[str, Callable[[], object]] = {
-        impl.value: lambda impl=impl: block_sparse_attention(q, k, v, mask, impl=impl)
+        impl.value: partial(block_sparse_attention, q, k, v, mask, impl=impl)
         for impl, error in errors.items()
         if error <= _LARGEST_ERROR[dtype]
     }
@@ -156,7 +158,7 @@ def _row(
         (name for name in times if name.startswith("dense")), key=lambda n: times[n].median_ms
     )
     dense_ms, plan_ms = times[backend].median_ms, times["plan"].median_ms
-    row = {
+    row: dict[str, Any] = {
         "case": case.name,
         "impl": impl.value,
         "density": round(density, 4),

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,11 @@ def variants(
     for c in GLUON[case.D]:
         if case.block_q % (64 * c.groups) == 0 and c.tile_kv % case.block_kv == 0:
             name = f"gluon {c.groups}x64 kv{c.tile_kv} st{c.stages} pp{int(c.pingpong)}"
-            yield name, lambda c=c: attend_gluon(q, k, v, mask, scale=scale, config=c)
+            yield name, partial(attend_gluon, q, k, v, mask, scale=scale, config=c)
     for t in TRITON:
         if case.block_q % t.block_q == 0:
             name = f"triton {t.block_q}x{t.block_kv} w{t.num_warps} st{t.num_stages}"
-            yield name, lambda t=t: attend_triton(q, k, v, mask, scale=scale, config=t)
+            yield name, partial(attend_triton, q, k, v, mask, scale=scale, config=t)
 
 
 def tune(case: KernelCase, device: torch.device, *, repeats: int) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ def test_wrong_number_of_blocks_is_refused() -> None:
 def test_values_out_of_range_are_found() -> None:
     mask = BlockMask.full(block_q=32, block_kv=16, seq_q=100, seq_kv=63)
     mask.kv_indices[0, 0, 0, 0] = 4
-    with pytest.raises(ValueError, match="must lie in 0..3"):
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.3"):
         mask.validate()
 
 

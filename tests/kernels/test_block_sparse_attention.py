@@ -255,7 +255,7 @@ def test_bad_inputs_name_every_reason() -> None:
 def test_an_explicit_impl_is_refused_not_replaced() -> None:
     q = torch.randn(1, 1, 64, 64)
     mask = BlockMask.full(block_q=64, block_kv=64, seq_q=64, seq_kv=64)
-    with pytest.raises(ValueError, match="impl='gluon' cannot run here: .*Hopper|sm_90"):
+    with pytest.raises(ValueError, match=r"impl='gluon' cannot run here: .*sm_90"):
         block_sparse_attention(q, q, q, mask, impl=Impl.GLUON)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from sklearn.cluster import KMeans
@@ -40,7 +42,7 @@ def test_centroids_are_the_means_of_their_tokens(generator: torch.Generator) -> 
 def test_inertia_never_rises(generator: torch.Generator) -> None:
     x = torch.randn(1, 2, 300, 8, generator=generator, device=generator.device)
     values = [inertia(x, *kmeans(x, 12, iterations=n)[:2]) for n in range(1, 7)]
-    assert all(b <= a * (1 + 1e-6) for a, b in zip(values, values[1:], strict=False))
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(values))
 
 
 def test_one_cluster_is_the_mean(generator: torch.Generator) -> None:

@@ -40,8 +40,8 @@ def test_qkv_in_one_launch_equals_one_by_one(generator: torch.Generator) -> None
     q_order, kv_order = random_order(2, 3, 130, generator), random_order(1, 3, 70, generator)
     for orders in ((q_order, kv_order), (None, kv_order), (q_order, None), (None, None)):
         got = permute_qkv(q, k, v, *orders)
-        expected = [permute_tokens(x, o) for x, o in zip((q, k, v), (orders[0], orders[1], orders[1]),
-                                                         strict=True)]  # fmt: skip
+        each = ((q, orders[0]), (k, orders[1]), (v, orders[1]))
+        expected = [permute_tokens(x, order) for x, order in each]
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

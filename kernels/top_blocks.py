@@ -1,0 +1,33 @@
+"""Keep the best entries of each row until their weights reach a target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.backends import triton_is_native
+
+
+def keep_top_weight(scores: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+    """Keep the highest scores of each row until the weight of the kept ones reaches a target.
+
+    Of equal scores the lower index comes first. An entry is kept while what precedes it weighs
+    less than the target.
+
+    Args:
+        scores: (R, N) float32.
+        weights: (R | 1, N) integer in [0, 2**44 / N], as pairs of tokens of blocks are.
+        targets: (R | 1, 1) floating or integer.
+
+    Returns:
+        (R, N) bool, made on the device without a synchronisation.
+    """
+    if triton_is_native(scores.device) and scores.dtype is torch.float32:
+        from vidsparse.kernels.triton_top_blocks import keep_top_weight_triton
+
+        return keep_top_weight_triton(scores, weights, targets)
+    order = torch.argsort(scores, dim=-1, descending=True, stable=True)
+    ranked = weights.expand(scores.shape).gather(-1, order)
+    before = torch.nn.functional.pad(ranked.cumsum(-1)[..., :-1], (1, 0))
+    kept = before < targets
+    return torch.empty_like(kept).scatter_(-1, order, kept)

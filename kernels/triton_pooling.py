@@ -1,0 +1,59 @@
+"""Triton twin of ``pooling``."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Token rows that one program holds at once.
+_ROWS = 32
+
+
+@triton.jit
+def _pooled_means_kernel(
+    x_ptr, offsets_ptr, order_ptr, means_ptr, squares_ptr, stride_b, stride_h, stride_s,
+    H, N, D, ROWS: tl.constexpr, PAD_D: tl.constexpr, ORDERED: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """One program averages one block of one head."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    x_ptr += (head // H) * stride_b + (head % H) * stride_h
+    first, last = tl.load(offsets_ptr + block), tl.load(offsets_ptr + block + 1)
+    columns = tl.arange(0, PAD_D)
+    total = tl.zeros([PAD_D], tl.float32)
+    total_squares = tl.zeros([PAD_D], tl.float32)
+    for start in range(first, last, ROWS):
+        places = start + tl.arange(0, ROWS)
+        inside = places < last
+        rows = places
+        if ORDERED:
+            rows = tl.load(order_ptr + places, mask=inside, other=0)
+        address = x_ptr + rows.to(tl.int64)[:, None] * stride_s + columns[None, :]
+        x = tl.load(address, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
+        x = x.to(tl.float32)
+        total += tl.sum(x, 0)
+        if SQUARES:
+            total_squares += tl.sum(x * x, 0)
+    count = tl.maximum(last - first, 1).to(tl.float32)
+    target = (head * N + block) * D + columns
+    tl.store(means_ptr + target, total / count, mask=columns < D)
+    if SQUARES:
+        tl.store(squares_ptr + target, total_squares / count, mask=columns < D)
+
+
+def pooled_means_triton(
+    x: Tensor, offsets: Tensor, *, order: Tensor | None, squares: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Average the tokens of each block; see ``pooling.pooled_means``."""
+    B, H, _, D = x.shape
+    x = x if x.stride(3) == 1 else x.contiguous()
+    N = offsets.numel() - 1
+    means = torch.empty(B, H, N, D, dtype=torch.float32, device=x.device)
+    mean_squares = torch.empty_like(means) if squares else None
+    _pooled_means_kernel[(N, B * H)](
+        x, offsets, offsets if order is None else order,
+        means, means if mean_squares is None else mean_squares, *x.stride()[:3], H, N, D,
+        ROWS=_ROWS, PAD_D=triton.next_power_of_2(D), ORDERED=order is not None, SQUARES=squares,
+        num_warps=4,
+    )  # fmt: skip
+    return means, mean_squares

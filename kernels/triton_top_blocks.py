@@ -1,0 +1,85 @@
+"""Triton twin of ``top_blocks``: a radix search for each row's threshold instead of a sort."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Entries that one program holds at once: enough loads in flight to hide the L2's latency. A lane
+# sums N / _CHUNK weights in int32, so they may be 2**31 * _CHUNK / N at most.
+_CHUNK = 8192
+
+
+@triton.jit
+def _sort_keys(scores):
+    """Map float32 to int32 of the same order; both zeros are equal."""
+    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _keep_top_weight_kernel(
+    scores_ptr, weights_ptr, targets_ptr, keep_ptr, weight_stride, target_stride, N,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program keeps the entries of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    scores_ptr += row * N
+    keep_ptr += row * N
+    weights_ptr += row * weight_stride
+    target = tl.load(targets_ptr + row * target_stride)
+    columns = tl.arange(0, CHUNK)
+    # The greatest key whose entries and those above weigh the target, two bits per round.
+    threshold = tl.full([], -2147483648, tl.int32)
+    step = tl.full([], 1073741824, tl.int32)
+    for _ in range(16):
+        one = threshold + step
+        two = one + step
+        three = two + step
+        above_one = tl.zeros([CHUNK], tl.int32)
+        above_two = tl.zeros([CHUNK], tl.int32)
+        above_three = tl.zeros([CHUNK], tl.int32)
+        for start in range(0, N, CHUNK):
+            inside = start + columns < N
+            keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
+            weights = tl.load(weights_ptr + start + columns, mask=inside, other=0)
+            above_one += tl.where(keys >= one, weights, 0)
+            above_two += tl.where(keys >= two, weights, 0)
+            above_three += tl.where(keys >= three, weights, 0)
+        threshold = tl.where(tl.sum(above_one.to(tl.int64)) >= target, one, threshold)
+        threshold = tl.where(tl.sum(above_two.to(tl.int64)) >= target, two, threshold)
+        threshold = tl.where(tl.sum(above_three.to(tl.int64)) >= target, three, threshold)
+        step = step >> 2
+    above = tl.zeros([CHUNK], tl.int32)
+    for start in range(0, N, CHUNK):
+        inside = start + columns < N
+        keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
+        weights = tl.load(weights_ptr + start + columns, mask=inside, other=0)
+        above += tl.where(keys > threshold, weights, 0)
+    # Entries at the threshold share what is left, the first ones first.
+    held = tl.sum(above.to(tl.int64))
+    for start in range(0, N, CHUNK):
+        inside = start + columns < N
+        keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
+        weights = tl.load(weights_ptr + start + columns, mask=inside, other=0).to(tl.int64)
+        ties = tl.where(keys == threshold, weights, 0)
+        before = held + tl.cumsum(ties, 0) - ties
+        keep = (keys > threshold) | ((keys == threshold) & (before < target))
+        tl.store(keep_ptr + start + columns, keep.to(tl.int8), mask=inside)
+        held += tl.sum(ties)
+
+
+def keep_top_weight_triton(scores: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+    """Keep the best entries of each row; see ``top_blocks.keep_top_weight``."""
+    R, N = scores.shape
+    scores, weights = scores.contiguous(), weights.to(torch.int32).contiguous()
+    targets = targets.ceil().long().contiguous()
+    keep = torch.empty(R, N, dtype=torch.bool, device=scores.device)
+    chunk = min(_CHUNK, max(64, triton.next_power_of_2(N)))
+    _keep_top_weight_kernel[(R,)](
+        scores, weights, targets, keep.view(torch.int8),
+        0 if weights.shape[0] == 1 else N, 0 if targets.shape[0] == 1 else 1, N,
+        CHUNK=chunk, num_warps=16 if chunk >= 4096 else 4,
+    )  # fmt: skip
+    return keep
