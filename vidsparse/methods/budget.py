@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
+from vidsparse.kernels.top_blocks import keep_top_weight
 
 BudgetKind = Literal["flat", "row", "top_p", "threshold"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("flat", "row", "top_p", "threshold")
@@ -100,12 +101,12 @@ def flat_top_k(
     Source: DraftAttention, arXiv:2505.14708, equation 10, with a floor for every row.
     """
     kept = _with_floor(scores, forced)
-    ranked = scores.masked_fill(kept, torch.inf).flatten(-2)
-    order = torch.argsort(ranked, dim=-1, descending=True, stable=True)
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).flatten(-2)
-    target = (density - _SLACK) * pairs.sum(-1, keepdim=True)
-    before = _before(pairs.expand(ranked.shape).gather(-1, order))
-    return _unsort(before < target, order).view(scores.shape) | kept
+    pairs = pairs.expand(*scores.shape[:2], -1) if pairs.ndim > 1 else pairs
+    pairs = pairs.reshape(-1, pairs.shape[-1])
+    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True)
+    ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
+    return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
 
 def row_top_k(

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.block_statistics import block_means
 from vidsparse.kernels.launch import block_sizes
-from vidsparse.kernels.permute import permute_tokens
+from vidsparse.kernels.pooling import pooled_means
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
-from vidsparse.methods.blocks import BlockGeometry, Partition, strip_geometry, tile_geometry
+from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
 from vidsparse.methods.budget import Budget, BudgetKind, check_density
 from vidsparse.methods.clusters import log_cluster_mass
 from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
@@ -164,27 +163,12 @@ def draft_map(
 
     Source: DraftAttention, arXiv:2505.14708, section 3.1; corrections from later work.
     """
-    orders = geometry.q.order, geometry.kv.order
-    q, k = (
-        x if order is None else permute_tokens(x, order.view(1, 1, -1))
-        for x, order in zip((q, k), orders, strict=True)
+    (q_means, q_squares), (k_means, k_squares) = (
+        pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=second_moment)
+        for x, cut in ((q, geometry.q), (k, geometry.kv))
     )
-    q_means, k_means = pool(q, geometry.q), pool(k, geometry.kv)
     log_mass = log_cluster_mass(q_means, k_means, geometry.kv.sizes.view(1, 1, -1))
-    if not second_moment:
+    if q_squares is None or k_squares is None:
         return log_mass.exp()
-    q_squares, k_squares = pool(q.square(), geometry.q), pool(k.square(), geometry.kv)
     spread = q_squares @ k_squares.mT - q_means.square() @ k_means.square().mT
     return torch.softmax(log_mass + spread.clamp(min=0) / (2 * q.shape[3]), -1)
-
-
-def pool(x: Tensor, partition: Partition) -> Tensor:
-    """Average (B, H, S, D) tokens, in the partition's order, over blocks: (B, H, N, D) float32."""
-    if partition.block is None:
-        return block_means(x, offsets=partition.offsets.view(1, 1, -1))
-    whole = partition.num_tokens // partition.block * partition.block
-    head = x[:, :, :whole].unflatten(2, (-1, partition.block)).mean(3, dtype=torch.float32)
-    if whole == partition.num_tokens:
-        return head
-    tail = x[:, :, whole:].mean(2, keepdim=True, dtype=torch.float32)
-    return torch.cat([head, tail], 2)
