@@ -1,7 +1,7 @@
 """``vidsparse bench`` and ``vidsparse profile``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -127,9 +127,8 @@ def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | No
     if json:
         common.print_json(document)
         return
-    from rich.console import Console
-
-    Console().print(_table(rows, document["meta"]["device"]))
+    typer.echo(document["meta"]["device"])
+    typer.echo(_table(rows))
     if out is not None:
         typer.echo(f"wrote {out}")
 
@@ -137,21 +136,15 @@ def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | No
 _HIDDEN = ("spread_ms",)  # in the JSON; the table is wide enough
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    names: list[str] = list(
-        dict.fromkeys(name for row in rows for name in row if name not in _HIDDEN)
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Lay rows out in columns, never cut to the terminal's width: figures must stay whole."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in _HIDDEN))
+    lines = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
-    for name in names:
-        text = any(isinstance(row.get(name), str) for row in rows)
-        justify: Literal["left", "right"] = "left" if text else "right"
-        table.add_column(name.replace("_", "\n"), justify=justify, no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
-    return table
 
 
 def _cell(value: object) -> str:

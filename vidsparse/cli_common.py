@@ -90,7 +90,7 @@ def waiting(text: str, *, quiet: bool) -> Iterator[None]:
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar per name; the yielded function takes name, steps done, all steps."""
+    """Show one bar per name on a terminal; the function takes name, steps done, all steps."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -99,7 +99,8 @@ def progress_bars(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=stderr_console(), disable=quiet, transient=True) as progress:
+    silent = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=stderr_console(), disable=silent, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def update(name: str, done: int, total: int) -> None:
