@@ -5,20 +5,18 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vidsparse.attention import attend_permuted
+from vidsparse.kernels.launch import block_sizes
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
-from vidsparse.methods.oracle import Oracle
 from vidsparse.plan import AttentionPlan, CallSite
-from vidsparse.profiling.gate import kept_keys
+from vidsparse.profiling.recall import oracle_recall, recall
 
 # Where the attention map is looked at, in shares of the sparse steps and of the layers.
 _SITE_STEPS = (0.3, 0.8)
 _SITE_LAYERS = (0.2, 0.5, 0.85)
-_RECALL_ROWS = 192
 # Calls on the same tokens before a method's plan is judged: searches and clusters settle.
 _SETTLING_CALLS = 3
 
@@ -78,16 +76,17 @@ class RecallJudge:
         self._oracle: dict[float, float | None] = {}
 
     def oracle(self, density: float) -> float | None:
-        """Return the recall of the best raster blocks at a density."""
+        """Return the recall of the best raster blocks, as large as the kernels', at a density."""
         if density not in self._oracle:
-            self._oracle[density] = self.of(Oracle(density=density))
+            found = [_oracle(tokens, density) for tokens in self.sites]
+            self._oracle[density] = fmean(found) if found else None
         return self._oracle[density]
 
     def of(self, method: SparseMethod) -> float | None:
-        """Return a method's mean recall in [0, 1] over sites, heads and sampled queries."""
+        """Return a method's mean recall in [0, 1] over sites, heads and queries."""
         if not self.sites:
             return None
-        return fmean(recall(tokens, settled_plan(method, tokens)) for tokens in self.sites)
+        return fmean(_recall(tokens, settled_plan(method, tokens)) for tokens in self.sites)
 
 
 def settled_plan(method: SparseMethod, tokens: Captured) -> AttentionPlan | None:
@@ -102,20 +101,10 @@ def settled_plan(method: SparseMethod, tokens: Captured) -> AttentionPlan | None
     return plan
 
 
-def recall(tokens: Captured, plan: AttentionPlan | None, *, rows: int = _RECALL_ROWS) -> float:
-    """Return the share of attention mass in kept keys, a mean over heads and sampled queries.
+def _recall(tokens: Captured, plan: AttentionPlan | None) -> float:
+    return 1.0 if plan is None else float(recall(tokens.q, tokens.k, plan).mean())
 
-    Args:
-        tokens: the call.
-        plan: what it keeps; None keeps everything.
-        rows: queries sampled, evenly over the sequence.
-    """
-    if plan is None:
-        return 1.0
-    _, H, S, D = tokens.q.shape
-    places = torch.linspace(0, S - 1, min(rows, S), device=tokens.q.device).long()
-    total = torch.zeros((), dtype=torch.float64, device=places.device)
-    for h in range(H):
-        scores = tokens.q[0, h, places].float() @ tokens.k[0, h].float().T * D**-0.5
-        total += (torch.softmax(scores, -1) * kept_keys(plan, places, 0, h)).sum()
-    return float(total) / (H * len(places))
+
+def _oracle(tokens: Captured, density: float) -> float:
+    blocks = block_sizes(tokens.q.device, tokens.q.shape[-1])
+    return float(oracle_recall(tokens.q, tokens.k, density, *blocks).mean())

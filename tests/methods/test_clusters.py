@@ -3,9 +3,10 @@ import torch
 
 from vidsparse.errors import UsageError
 from vidsparse.methods.clusters import (
+    keep_heaviest,
     keep_top_p,
-    keep_top_p_at_density,
     log_cluster_mass,
+    log_key_weight,
     rank_clusters,
 )
 
@@ -20,11 +21,11 @@ def ranked(rows):
 
 def random_case(seed, H=3, Nq=7, Nk=50):
     generator = torch.Generator().manual_seed(seed)
-    mass = torch.softmax(torch.randn(1, H, Nq, Nk, generator=generator) * 3, -1)
+    log_mass = torch.log_softmax(torch.randn(1, H, Nq, Nk, generator=generator) * 3, -1)
     q_sizes, k_sizes = (
         torch.randint(0, 90, (1, H, N), generator=generator, dtype=torch.int32) for N in (Nq, Nk)
     )
-    return rank_clusters(mass.log()), q_sizes, k_sizes
+    return log_mass, q_sizes, k_sizes
 
 
 def kept_pairs(mask, q_sizes, k_sizes):
@@ -115,7 +116,7 @@ def test_small_masses_are_summed_exactly():
 
 
 def test_top_p_grows_with_p_and_with_the_ratio():
-    ranks, _, _ = random_case(1)
+    ranks = rank_clusters(random_case(1)[0])
     masks = [keep_top_p(ranks, p) for p in (0.1, 0.5, 0.9, 1)]
     masks += [keep_top_p(ranks, 0.5, min_ratio=ratio) for ratio in (0.3, 1)]
     for small, large in ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5)):
@@ -140,49 +141,71 @@ def test_two_halves_of_a_cluster_hold_its_mass():
     torch.testing.assert_close(halves[..., 1] + halves[..., 2], whole[..., 1])
 
 
+def weights_case(seed):
+    log_mass, q_sizes, k_sizes = random_case(seed)
+    return log_key_weight(log_mass, k_sizes), q_sizes, k_sizes
+
+
+def all_pairs(weight, q_sizes, k_sizes):
+    return kept_pairs(torch.ones_like(weight, dtype=torch.bool), q_sizes, k_sizes)
+
+
+def test_key_weight_is_the_mass_of_one_key():
+    q, k = tensor([[0.3, -1.0]]), tensor([[1.0, 2.0], [0.5, -1.0], [9.0, 9.0]])
+    sizes = tensor([10, 6, 0])
+    weight = log_key_weight(log_cluster_mass(q, k, sizes), sizes).exp()
+    keys = k[:, :, [0] * 10 + [1] * 6]
+    exact = torch.softmax(q @ keys.mT / 2**0.5, -1)
+    torch.testing.assert_close(
+        weight, torch.stack((exact[..., 0], exact[..., 10], 0 * exact[..., 0]), -1)
+    )
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.8])
-def test_density_budget_is_met_from_below(share):
-    ranks, q_sizes, k_sizes = random_case(3)
-    H = q_sizes.shape[1]
-    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
-    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, share * total / H)
-    kept = kept_pairs(mask, q_sizes, k_sizes)
-    largest = int(q_sizes.max()) * int(k_sizes.max())
+def test_budget_is_met_from_below(share):
+    case = weights_case(3)
+    total, H = all_pairs(*case), case[1].shape[1]
+    kept = kept_pairs(keep_heaviest(*case, share * total / H), *case[1:])
+    largest = int(case[1].max()) * int(case[2].max())
     assert share * total - largest <= kept <= share * total
 
 
-def test_density_budget_is_some_top_p():
-    ranks, q_sizes, k_sizes = random_case(4)
-    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
-    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, 0.4 * total / 3)
-    in_order = mask.gather(-1, ranks.order)
-    dropped, kept = ranks.tail[~in_order], ranks.tail[in_order]
-    others_than_best = in_order.clone()
-    others_than_best[..., -1] = False
-    assert dropped.max() < ranks.tail[others_than_best].min()
-    assert len(kept) > ranks.order[..., 0].numel()
+def test_kept_weights_are_above_the_dropped_ones_in_all_heads():
+    weight, q_sizes, k_sizes = weights_case(4)
+    mask = keep_heaviest(weight, q_sizes, k_sizes, 0.4 * all_pairs(weight, q_sizes, k_sizes) / 3)
+    best = torch.zeros_like(mask).scatter(-1, weight.argmax(-1, keepdim=True), True)
+    assert weight[~mask].max() < weight[mask & ~best].min()
+    per_head = mask.float().mean((0, 2, 3))
+    assert per_head.max() > per_head.min()
 
 
-def test_density_budget_keeps_the_best_cluster_of_every_row():
-    ranks, q_sizes, k_sizes = random_case(5)
-    mask = keep_top_p_at_density(ranks, q_sizes, k_sizes, 1.0)
-    assert mask.equal(keep_top_p(ranks, 1e-9))
+def test_smallest_budget_keeps_the_best_cluster_of_every_row():
+    weight, q_sizes, k_sizes = weights_case(5)
+    mask = keep_heaviest(weight, q_sizes, k_sizes, 1.0)
+    assert mask.sum(-1).eq(1).all()
+    assert mask.gather(-1, weight.argmax(-1, keepdim=True)).all()
 
 
-def test_density_budget_of_everything_keeps_all():
-    ranks, q_sizes, k_sizes = random_case(6)
-    total = kept_pairs(torch.ones_like(ranks.order, dtype=torch.bool), q_sizes, k_sizes)
-    assert keep_top_p_at_density(ranks, q_sizes, k_sizes, total / 3).all()
+def test_budget_of_everything_keeps_every_token():
+    weight, q_sizes, k_sizes = weights_case(6)
+    total = all_pairs(weight, q_sizes, k_sizes)
+    mask = keep_heaviest(weight, q_sizes, k_sizes, total / 3)
+    assert kept_pairs(mask, q_sizes, k_sizes) == total
 
 
-def test_density_budget_of_one_row_ignores_the_others():
-    ranks, q_sizes, k_sizes = random_case(7)
-    other, q_other, k_other = random_case(8)
-    both = type(ranks)(
-        *(torch.cat((getattr(ranks, f), getattr(other, f))) for f in ("order", "tail"))
-    )
-    joint = keep_top_p_at_density(
-        both, torch.cat((q_sizes, q_other)), torch.cat((k_sizes, k_other)), 9000.0
-    )
-    alone = keep_top_p_at_density(ranks, q_sizes, k_sizes, 9000.0)
-    assert joint[:1].equal(alone)
+def test_more_mass_than_whole_clusters_by_mass():
+    # The point of ranking by the weight of a key: more mass for the same pairs.
+    log_mass, q_sizes, k_sizes = random_case(9)
+    k_sizes = k_sizes.clamp(min=1)
+    log_mass = torch.log_softmax(log_mass + k_sizes[..., None, :].log(), -1)
+    budget = 0.2 * all_pairs(log_mass, q_sizes, k_sizes) / 3
+    by_key = keep_heaviest(log_key_weight(log_mass, k_sizes), q_sizes, k_sizes, budget)
+    by_mass = keep_heaviest(log_mass, q_sizes, k_sizes, budget)
+    mass = log_mass.exp() * q_sizes[..., None]
+    assert (mass * by_key).sum() > (mass * by_mass).sum()
+
+
+def test_a_batch_row_ignores_the_others():
+    case, other = weights_case(7), weights_case(8)
+    both = [torch.cat(pair) for pair in zip(case, other, strict=True)]
+    assert keep_heaviest(*both, 9000.0)[:1].equal(keep_heaviest(*case, 9000.0))

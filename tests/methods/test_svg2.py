@@ -50,11 +50,22 @@ def masked_dense(q, k, v, plan):
 
 @pytest.mark.parametrize("layout", [VIDEO, WITH_TEXT])
 @pytest.mark.parametrize("density", [0.35, 0.6, 0.9])
-def test_realised_density_is_the_requested_one(layout, density):
+@pytest.mark.parametrize("heads", ["shared", "equal"])
+def test_realised_density_is_the_requested_one(layout, density, heads):
     q, k, _ = qkv(layout)
-    method = replace(SMALL, density=density, k_clusters=40)
-    realised = plan(method, q, k, layout).density()
-    assert density - 0.02 <= realised <= density
+    method = replace(SMALL, density=density, k_clusters=40, heads=heads)
+    assert float(plan(method, q, k, layout).density()) == pytest.approx(density, abs=0.01)
+
+
+def test_equal_heads_keep_the_same_and_shared_ones_what_they_need():
+    q, k, _ = qkv(VIDEO)
+    q[:, 0] *= 4
+    kept = {}
+    for heads in ("shared", "equal"):
+        mask = plan(replace(SMALL, k_clusters=60, heads=heads), q, k, VIDEO).mask
+        kept[heads] = mask.token_mask().float().mean((0, 2, 3)).tolist()
+    assert kept["equal"][0] == pytest.approx(kept["equal"][1], abs=0.02)
+    assert kept["shared"][0] < kept["shared"][1] - 0.1
 
 
 @pytest.mark.parametrize("layout", [VIDEO, WITH_TEXT])
@@ -240,6 +251,8 @@ def test_more_clusters_than_tokens_says_so(field):
         ({"top_p": 0.0}, r"top_p=0.0 must lie in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p=1.5 must lie in \(0, 1\]"),
         ({"min_ratio": -0.1}, r"min_ratio=-0.1"),
+        ({"min_ratio": 0.1}, "give both or neither"),
+        ({"heads": "each"}, "use 'shared' or 'equal'"),
         ({"iterations": 0}, "iterations=0 must be at least 1"),
         ({"refresh_every": 0}, "refresh_every=0 must be at least 1"),
         ({"k_clusters": 0}, "k_clusters=0 must be at least 1"),

@@ -1,4 +1,4 @@
-"""Choose key clusters for query clusters: centroid scores, top-p, and top-p at a given density."""
+"""Choose key clusters for query clusters: centroid scores, top-p, and the best at a density."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 
-# Halvings of the threshold's exponent range: 2**-31 of 128 octaves is finer than float32.
-_BISECTIONS = 34
+# Halvings of the range of logarithms, 100 or so: what remains is float32's own precision.
+_BISECTIONS = 30
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -121,36 +121,37 @@ def keep_top_p(ranked: RankedClusters, p: float, *, min_ratio: float = 0.0) -> T
     return ranked.unsort((ranked.tail >= 1 - p) | _best(ranked, min_ratio))
 
 
-def keep_top_p_at_density(
-    ranked: RankedClusters,
-    q_sizes: Tensor,
-    k_sizes: Tensor,
-    pairs: float,
-    *,
-    min_ratio: float = 0.0,
-) -> Tensor:
-    """Keep what one top-p threshold keeps, with p chosen so that token pairs meet a budget.
+def log_key_weight(log_mass: Tensor, k_sizes: Tensor) -> Tensor:
+    """Turn masses into weights of one key: (B, H, Nq, Nk) logarithms, -inf for empty clusters.
 
-    The threshold is shared by the heads of a batch row: flat heads get more, sharp ones less.
-    Nothing waits for the device.
+    Ranked by it, a budget of token pairs buys the most mass: a small cluster of strong keys is
+    cheaper than a large one of the same mass.
+    """
+    sizes = k_sizes.unsqueeze(-2)
+    return (log_mass - sizes.clamp(min=1).log()).masked_fill(sizes == 0, -torch.inf)
+
+
+def keep_heaviest(log_weight: Tensor, q_sizes: Tensor, k_sizes: Tensor, pairs: float) -> Tensor:
+    """Keep the heaviest keys of all heads of a batch row within a budget of token pairs.
+
+    One threshold serves all heads: heads that look everywhere get more of the budget, heads that
+    look at few keys less. Nothing waits for the device.
 
     Args:
-        ranked: clusters by mass.
+        log_weight: (B, H, Nq, Nk) float32, of one key of each cluster.
         q_sizes: (B, H, Nq) integer tokens per query cluster.
         k_sizes: (B, H, Nk) integer tokens per key cluster.
-        pairs: query-key token pairs to keep per batch row and head on average.
-        min_ratio: share of the clusters that every row keeps at least, in [0, 1]; it and the best
-            cluster of every row are kept even where they exceed the budget.
+        pairs: token pairs to keep per head, on average over the heads of a batch row.
 
     Returns:
-        (B, H, Nq, Nk) bool in cluster order; the kept pairs are at most the budget.
+        (B, H, Nq, Nk) bool; at most the budget, but every row keeps its best cluster.
     """
-    floor = _best(ranked, min_ratio)
-    cost = q_sizes[..., None].float() * _in_order(k_sizes, ranked.order)
-    budget = pairs * ranked.tail.shape[1]
-    # The best cluster comes first in the search too: infinite loss when it is dropped.
-    loss = ranked.tail.clamp(min=torch.finfo(torch.float32).tiny).log2().masked_fill(floor, 1.0)
-    return ranked.unsort((loss >= _threshold(loss, cost, budget)) | floor)
+    best = torch.zeros_like(log_weight, dtype=torch.bool)
+    best.scatter_(-1, log_weight.argmax(-1, keepdim=True), True)
+    cost = q_sizes[..., :, None].float() * k_sizes[..., None, :].float()
+    # The search counts the best clusters too: they are above any threshold.
+    weight = log_weight.masked_fill(best, torch.inf)
+    return (weight >= _threshold(weight, cost, pairs * weight.shape[1])) | best
 
 
 def _best(ranked: RankedClusters, min_ratio: float) -> Tensor:
@@ -159,21 +160,15 @@ def _best(ranked: RankedClusters, min_ratio: float) -> Tensor:
     return torch.arange(Nk, device=ranked.tail.device) >= Nk - kept
 
 
-def _in_order(k_sizes: Tensor, order: Tensor) -> Tensor:
-    return k_sizes.float().unsqueeze(-2).expand(order.shape).gather(-1, order)
-
-
-def _threshold(loss: Tensor, cost: Tensor, budget: float) -> Tensor:
-    """Return per batch row the least threshold whose kept cost is within the budget.
-
-    ``loss`` lies in [-126, 1]; the result is (B, 1, 1, 1).
-    """
-    low = loss.new_full((loss.shape[0], 1, 1, 1), -127.0)
-    high = torch.full_like(low, 1.0)
+def _threshold(weight: Tensor, cost: Tensor, budget: float) -> Tensor:
+    """Return the least (B, 1, 1, 1) threshold per batch row whose kept cost is within budget."""
+    finite = weight.isfinite()
+    low = weight.masked_fill(~finite, torch.inf).amin((1, 2, 3), keepdim=True)
+    # Weights are logarithms of shares: none but the forced ones exceed 0.
+    low, high = low.clamp(max=0) - 1, torch.ones_like(low)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        kept = torch.where(loss >= middle, cost, 0)
-        kept = kept.sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-        low = torch.where(kept > budget, middle, low)
-        high = torch.where(kept > budget, high, middle)
+        kept = torch.where(weight >= middle, cost, 0)
+        within = kept.sum((1, 2, 3), keepdim=True, dtype=torch.float64) <= budget
+        low, high = torch.where(within, low, middle), torch.where(within, middle, high)
     return high

@@ -1,7 +1,7 @@
 """SVG2: cluster queries and keys by meaning, attend cluster to cluster."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,17 @@ from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import sort_by_label
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
+from vidsparse.methods.budget import flat_top_k
 from vidsparse.methods.clusters import (
+    keep_heaviest,
     keep_top_p,
-    keep_top_p_at_density,
     log_cluster_mass,
+    log_key_weight,
     rank_clusters,
     spread_tokens,
     video_pair_budget,
 )
+from vidsparse.methods.finite_check import FiniteCheck
 from vidsparse.plan import AttentionPlan, CallSite
 
 # The authors' 300 query and 1000 key clusters were chosen for Wan at 720p.
@@ -27,48 +30,6 @@ _PAPER_TOKENS = 75_600
 _PAPER_Q_CLUSTERS = 300
 _MAX_K_CLUSTERS = 1000
 _TOKENS_PER_K_CLUSTER = 64
-
-
-@dataclass
-class FiniteCheck:
-    """Whether a call's centroids were finite, told without waiting for the GPU.
-
-    Attributes:
-        site: the call.
-        flag: 0-dim bool in host memory, True when finite.
-        ready: event after which ``flag`` holds; None when it holds already.
-    """
-
-    site: CallSite
-    flag: Tensor
-    ready: torch.cuda.Event | None = None
-
-    @staticmethod
-    def start(site: CallSite, *centroids: Tensor) -> "FiniteCheck":
-        """Begin to copy the answer to the host."""
-        finite = torch.stack([c.sum().isfinite() for c in centroids]).all()
-        if finite.device.type != "cuda":
-            return FiniteCheck(site, finite)
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-        flag.copy_(finite, non_blocking=True)
-        ready = torch.cuda.Event()
-        ready.record()
-        return FiniteCheck(site, flag, ready)
-
-    def raise_if_known(self) -> bool:
-        """Return whether the answer is in.
-
-        Raises:
-            ValueError: q or k were not finite.
-        """
-        if self.ready is not None and not self.ready.query():
-            return False
-        if not bool(self.flag):
-            raise ValueError(
-                f"{self.site}: q or k holds NaN or infinity; the model or its input is broken "
-                "there, compare with the dense pipeline"
-            )
-        return True
 
 
 @dataclass
@@ -101,10 +62,14 @@ class Svg2(SparseMethod):
     NaN in q or k raises an error that names layer and step: at once on the CPU, at the layer's
     next step on a GPU (the check never waits for the device).
 
+    Two ways to choose: ``density`` keeps the clusters with the heaviest keys within a budget of
+    token pairs; ``top_p`` is the paper's rule, whose density depends on the video.
+
     Attributes:
-        top_p: attention mass to recover, in (0, 1], instead of ``density``; None keeps to
-            ``density``.
-        min_ratio: share of the key clusters every query cluster keeps, in [0, 1].
+        top_p: attention mass every query cluster recovers, in (0, 1], instead of ``density``.
+        min_ratio: with ``top_p``, share of the key clusters each query cluster keeps, in [0, 1].
+        heads: without ``top_p``, "shared" lets the heads of a layer compete for one budget, "equal"
+            gives each the same.
         q_clusters: query clusters; None chooses from the number of video tokens.
         k_clusters: key clusters; None chooses from the number of video tokens.
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
@@ -123,6 +88,7 @@ class Svg2(SparseMethod):
 
     top_p: float | None = None
     min_ratio: float = 0.0
+    heads: Literal["shared", "equal"] = "shared"
     q_clusters: int | None = None
     k_clusters: int | None = None
     first_iterations: int = 20
@@ -135,6 +101,10 @@ class Svg2(SparseMethod):
             raise UsageError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every cluster")
         if not 0 <= self.min_ratio <= 1:
             raise UsageError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
+        if self.min_ratio > 0 and self.top_p is None:
+            raise UsageError(f"min_ratio={self.min_ratio} needs top_p; give both or neither")
+        if self.heads not in ("shared", "equal"):
+            raise UsageError(f"heads={self.heads!r} is unknown; use 'shared' or 'equal'")
         counts = ("first_iterations", "iterations", "refresh_every", "q_clusters", "k_clusters")
         for field in counts:
             value = getattr(self, field)
@@ -166,6 +136,7 @@ class Svg2(SparseMethod):
         """Return the parameters ``tune`` may vary."""
         return {
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+            "heads": SearchRange(("equal", "shared")),
             "refresh_every": SearchRange((4, 2, 1)),
         }
 
@@ -213,11 +184,15 @@ class Svg2(SparseMethod):
         return kmeans(x, count, iterations=self.iterations, init=warm)
 
     def _choose(self, q: Clusters, k: Clusters, layout: VideoLayout) -> Tensor:
-        ranked = rank_clusters(log_cluster_mass(q.centroids, k.centroids, k.sizes))
+        log_mass = log_cluster_mass(q.centroids, k.centroids, k.sizes)
         if self.top_p is not None:
-            return keep_top_p(ranked, self.top_p, min_ratio=self.min_ratio)
+            return keep_top_p(rank_clusters(log_mass), self.top_p, min_ratio=self.min_ratio)
         pairs = video_pair_budget(self.density, layout)
-        return keep_top_p_at_density(ranked, q.sizes, k.sizes, pairs, min_ratio=self.min_ratio)
+        weight = log_key_weight(log_mass, k.sizes)
+        if self.heads == "shared":
+            return keep_heaviest(weight, q.sizes, k.sizes, pairs)
+        share = pairs / layout.video_tokens**2
+        return flat_top_k(weight, share, q.sizes.long(), k.sizes.long())
 
 
 def _checked_count(field: str, asked: int | None, default: int, tokens: int) -> int:
