@@ -78,9 +78,9 @@ class AttachedTransformer:
         self.layout = self.family.layout(transformer, inputs)
         self.rows = len(inputs["hidden_states"])
         self.forwards += 1
-        if self._grid != self.layout.grid:
+        if self._grid not in (None, self.layout.grid):
             self.attention.reset()
-            self._grid = self.layout.grid
+        self._grid = self.layout.grid
 
     def end_forward(self) -> None:
         """Note that the forward returned."""

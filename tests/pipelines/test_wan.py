@@ -42,6 +42,7 @@ def test_two_experts_share_the_steps(spy: Any) -> None:
         (3, "transformer_2"),
     }
     assert {s.num_layers for s in spy.sites} == {2}
+    assert spy.resets == 1, "the second expert must not make the first one's states forgotten"
     assert {s.generation for s in spy.sites} == {0}
     for transformer in (tiny.pipe.transformer, tiny.pipe.transformer_2):
         assert not transformer._forward_pre_hooks
