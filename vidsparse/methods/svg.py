@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.sampled_rows import attend_sampled_rows
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.random_blocks import site_generator
@@ -16,9 +17,6 @@ from vidsparse.plan import AttentionPlan, CallSite
 
 HeadType = Literal["profiled", "spatial", "temporal"]
 HEAD_TYPES: tuple[HeadType, ...] = ("profiled", "spatial", "temporal")
-
-# Attention rows of a few heads at a time: bounds the workspace at long sequences.
-_WORKSPACE_BYTES = 1 << 30
 
 
 @dataclass
@@ -191,24 +189,8 @@ def profile_errors(q: Tensor, k: Tensor, v: Tensor, masks: HeadMasks, rows: Tens
 
     Source: SVG, arXiv:2502.01776, section 4.1, algorithm 1.
     """
-    # float16 would lose the small weights of long sequences; bfloat16 has float32's range.
-    dtype = torch.bfloat16 if q.dtype is torch.float16 else q.dtype
-    sparse = masks.rows(rows)
-    keep = torch.cat([torch.ones_like(sparse[:1]), sparse]).to(dtype)
-    queries = q.index_select(2, rows) * q.shape[3] ** -0.5
-    heads = max(1, _WORKSPACE_BYTES // (keep.nbytes * q.shape[0]))
-    split = zip(*(x.split(heads, 1) for x in (queries, k, v)), strict=True)
-    return torch.cat([_profile_heads(qs, ks, vs, keep) for qs, ks, vs in split], -1)
-
-
-def _profile_heads(queries: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
-    """Return (2, B, H) errors of queries (B, H, R, D) under (3, R, S) masks, the first full."""
-    weights = torch.softmax(queries @ k.mT, -1).to(keep.dtype)
-    # The three masks stand side by side in one matmul, so v is read once.
-    weights = (weights.unsqueeze(2) * keep).flatten(2, 3)
-    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-    out = (weights @ v.to(keep.dtype)).float() / total.clamp(min=torch.finfo(torch.float32).tiny)
-    full, *sparse = out.unflatten(2, (3, -1)).unbind(2)
+    queries = q.index_select(2, rows)
+    full, *sparse = attend_sampled_rows(queries, k, v, masks.rows(rows)).unbind(0)
     return torch.stack([(part - full).square().mean((-1, -2)) for part in sparse])
 
 
