@@ -4,32 +4,33 @@
 """
 
 import argparse
-import json
+import itertools
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
 from vidsparse.kernels.permute import permute_qkv
 from vidsparse.layout import VideoLayout
-from vidsparse.methods.base import SparseMethod, build_method
+from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.profiling.bench import dense_functions
+from vidsparse.profiling.clock import Clock
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.gate import check_sampled_rows
-from vidsparse.profiling.rows import Row, RowFile
+from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.rows import Row, RowFile, print_error
 from vidsparse.profiling.synthetic import video_qkv
+from vidsparse.profiling.timing import time_interleaved
 
 PARTS = ("plan", "permute", "kernel", "restore", "dense")
-_BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
 # A method's first sparse call (searches, first clustering) is no steady state.
 _FIRST_CALLS = 3
 
@@ -72,7 +73,7 @@ def bench_methods(
     *,
     device: torch.device,
     repeats: int = 7,
-    on_row: Callable[[Row], None] | None = None,
+    on_skip: Callable[[str], None] = lambda reason: None,
 ) -> Iterator[Row]:
     """Time every method at every density of every case.
 
@@ -82,22 +83,20 @@ def bench_methods(
         densities: requested densities, in (0, 1).
         device: where to run.
         repeats: consecutive denoising steps timed, each with a dense call beside it.
-        on_row: called with each row as soon as it is there.
+        on_skip: called with the reason when a method cannot run at a density.
 
     Yields:
         Rows with times in ms per call of one layer: medians over the steps, but ``plan_ms`` is a
         mean, so that plans that serve several steps are charged in full.
 
     Raises:
-        UsageError: a method or parameter is unknown.
+        AssertionError: an output is wrong; its time is not given.
     """
-    for case in cases:
-        for method in methods:
-            for density in densities:
-                row = bench_method(case, method, density, device=device, repeats=repeats)
-                if on_row is not None:
-                    on_row(row)
-                yield row
+    for case, method, density in itertools.product(cases, methods, densities):
+        try:
+            yield bench_method(case, method, density, device=device, repeats=repeats)
+        except UsageError as error:
+            on_skip(f"{case.name}, {method} at density {density}: {error}")
 
 
 def bench_method(
@@ -111,18 +110,16 @@ def bench_method(
     method = parse_method(spec, density)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     q, k, v = video_qkv(case.layout, case.batch, case.heads, case.head_size, device, dtype)
-    state, dense = method.init_state(), fastest_dense(q, k, v)
-    site = CallSite("transformer", 1, 2, 0, 50, 0.5, 0, 0)
-    times: list[dict[str, float]] = []
-    clocks = []
+    state, dense = method.init_state(), _fastest_dense(q, k, v)
+    clocks: list[Clock] = []
     for step in range(-_FIRST_CALLS, repeats):
         clock = Clock(device)
-        here = replace(site, step=step + _FIRST_CALLS + 10)
-        plan, output = _timed_call(method, q, k, v, case.layout, here, state, clock)
+        site = CallSite("transformer", 1, 2, 10 + _FIRST_CALLS + step, 50, 0.5, 0, 0)
+        plan, output = _timed_call(method, q, k, v, case.layout, site, state, clock)
         if plan is not None and output is not None and step == -1:
             check_sampled_rows(q, k, v, plan, output)
         clock.mark("rest")
-        dense(q, k, v)
+        dense()
         clock.mark("dense")
         if step >= 0:
             clocks.append(clock)
@@ -131,91 +128,10 @@ def bench_method(
     return _row(case, spec, density, kept, times)
 
 
-def parse_method(spec: str, density: float) -> SparseMethod:
-    """Build a method from ``name`` or ``name:field=value:field=value``.
-
-    Raises:
-        UsageError: the name, a field or a value is unknown.
-    """
-    name, *options = spec.split(":")
-    parameters: dict[str, Any] = {"density": density}
-    for option in options:
-        field, equals, value = option.partition("=")
-        if not equals:
-            raise UsageError(f"option {option!r} of {spec!r} has no value; write field=value")
-        try:
-            parameters[field] = json.loads(value)
-        except json.JSONDecodeError:
-            parameters[field] = value
-    return build_method(name, parameters)
-
-
-def fastest_dense(q: Tensor, k: Tensor, v: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return dense attention with the backend of SDPA that is fastest for these inputs."""
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    if q.device.type != "cuda":
-        return sdpa
-    best: tuple[float, SDPBackend] | None = None
-    for backend in _BACKENDS:
-        took = _backend_seconds(backend, q, k, v)
-        if took is not None and (best is None or took < best[0]):
-            best = took, backend
-    if best is None:
-        return sdpa
-    chosen = best[1]
-
-    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(chosen):
-            return sdpa(q, k, v)
-
-    return dense
-
-
-def _backend_seconds(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> float | None:
-    """Return the better of two calls after a warm-up; None when the backend refuses."""
-    best = None
-    try:
-        with sdpa_kernel(backend):
-            for attempt in range(3):
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-                torch.nn.functional.scaled_dot_product_attention(q, k, v)
-                torch.cuda.synchronize()
-                took = time.perf_counter() - start
-                if attempt and (best is None or took < best):
-                    best = took
-    except RuntimeError:
-        return None
-    return best
-
-
-class Clock:
-    """Marks on the device's timeline; reading them waits, setting them does not."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[tuple[str, Any]] = [("", self._now())]
-
-    def mark(self, part: str) -> None:
-        """End a part."""
-        self._marks.append((part, self._now()))
-
-    def milliseconds(self) -> dict[str, float]:
-        """Return the time of each part in ms."""
-        if self._cuda:
-            self._marks[-1][1].synchronize()
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        return {part: self._between(start, end) for (_, start), (part, end) in pairs}
-
-    def _between(self, start: Any, end: Any) -> float:
-        return float(start.elapsed_time(end)) if self._cuda else float(end - start) * 1000
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+def _fastest_dense(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
+    functions = dense_functions(q, k, v)
+    times = time_interleaved(functions, q.device, repeats=3, warmup_ms=1.0)
+    return functions[min(functions, key=lambda name: times[name].median_ms)]
 
 
 def _timed_call(
@@ -283,10 +199,16 @@ def main(arguments: list[str] | None = None) -> int:
     cases = [_case(name) for name in options.cases.split(",")]
     densities = [float(text) for text in options.densities.split(",")]
     methods = options.methods.split(",")
-    for _ in bench_methods(
-        cases, methods, densities, device=device, repeats=options.repeats, on_row=keep
-    ):
-        pass
+    rows = bench_methods(
+        cases,
+        methods,
+        densities,
+        device=device,
+        repeats=options.repeats,
+        on_skip=lambda reason: print_error(f"skipped: {reason}"),
+    )
+    for row in rows:
+        keep(row)
     return 0
 
 

@@ -38,3 +38,8 @@ class RowFile:
 
 def _point_key(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in _KEY)
+
+
+def print_error(line: str) -> None:
+    """Print a line to the error stream."""
+    sys.stderr.write(line + "\n")

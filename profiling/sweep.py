@@ -31,9 +31,9 @@ from vidsparse.models.grammar import (
     Caption,
     ObjectCaption,
 )
-from vidsparse.profiling.bench_methods import parse_method
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.rows import Row, RowFile
+from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.rows import Row, RowFile, print_error
 from vidsparse.profiling.sites import Capture, RecallJudge
 from vidsparse.quality import PSNR_OF_EQUAL_FRAMES, mean_psnr, psnr_per_frame
 
@@ -80,6 +80,7 @@ def quality_sweep(
     floor_pipe: Any = None,
     with_recall: bool = True,
     on_row: Callable[[Row], None] = lambda row: None,
+    on_skip: Callable[[str], None] = lambda reason: None,
     deadline: float = math.inf,
 ) -> list[Row]:
     """Compare methods with dense attention on the same clips.
@@ -92,6 +93,7 @@ def quality_sweep(
         floor_pipe: the same model in another precision; its dense clips give ``floor_psnr``.
         with_recall: measure how much attention mass the plans keep.
         on_row: called with each row as soon as it is there.
+        on_skip: called with the reason when a method cannot run here at a density.
         deadline: ``time.monotonic()`` after which no further point is begun.
 
     Returns:
@@ -101,7 +103,7 @@ def quality_sweep(
         dB is a mean over frames, then clips.
 
     Raises:
-        UsageError: a method, parameter or density cannot be used.
+        UsageError: a method or parameter is unknown or out of range.
     """
     planned = [(d, spec, parse_method(spec, d)) for d in densities for spec in methods]
     first_step = math.floor(settings.dense_steps * (settings.sampling.steps or 1) + 1e-9)
@@ -116,7 +118,11 @@ def quality_sweep(
     for density, spec, method in planned:
         if time.monotonic() > deadline:
             break
-        row = _point(pipe, method, spec, density, settings, reference, judge)
+        try:
+            row = _point(pipe, method, spec, density, settings, reference, judge)
+        except UsageError as error:
+            on_skip(f"{spec} at density {density}: {error}")
+            continue
         row["floor_psnr"] = None if floor is None else round(floor, 2)
         on_row(row)
         rows.append(row)
@@ -181,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         _run(options)
     except VidsparseError as error:
-        sys.stderr.write(f"error: {error}\n")
+        print_error(f"error: {error}")
         return 2
     return 0
 
@@ -224,6 +230,7 @@ def _run(options: argparse.Namespace) -> None:
         floor_pipe=floor_pipe,
         with_recall=not options.no_recall,
         on_row=RowFile(options.out, run_meta(device), append=options.append),
+        on_skip=lambda reason: print_error(f"skipped: {reason}"),
         deadline=time.monotonic() + options.minutes * 60,
     )
 

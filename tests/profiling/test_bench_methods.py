@@ -8,8 +8,9 @@ from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.svg2 import Svg2
 from vidsparse.plan import CallSite
-from vidsparse.profiling.bench_methods import CASES, bench_method, main, parse_method
+from vidsparse.profiling.bench_methods import CASES, bench_method, main
 from vidsparse.profiling.gate import check_sampled_rows, kept_keys
+from vidsparse.profiling.method_spec import parse_method
 from vidsparse.profiling.synthetic import video_qkv
 
 CPU = torch.device("cpu")
@@ -53,6 +54,14 @@ def test_command_saves_every_row(tmp_path, capsys):
     ]
     assert saved["meta"]["torch"] == torch.__version__
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_densities_that_a_method_cannot_reach_are_skipped_with_the_reason(tmp_path, capsys):
+    out = tmp_path / "methods.json"
+    options = "--cases tiny --methods svg,svg2 --densities 0.2 --repeats 1 --device cpu --out"
+    main([*options.split(), str(out)])
+    assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["svg2"]
+    assert capsys.readouterr().err.startswith("skipped: tiny, svg at density 0.2: ")
 
 
 def test_unknown_case_names_the_known_ones():

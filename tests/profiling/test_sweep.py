@@ -125,6 +125,15 @@ def test_clips_do_not_depend_on_how_many_run_at_once(pipe):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+def test_densities_that_a_method_cannot_reach_are_skipped_with_the_reason(pipe):
+    skipped = []
+    (row,) = quality_sweep(
+        pipe, ["svg", "random"], [0.2], SETTINGS, with_recall=False, on_skip=skipped.append
+    )
+    assert row["method"] == "random"
+    assert skipped[0].startswith("svg at density 0.2: ")
+
+
 def test_unknown_method_is_refused_before_anything_runs():
     with pytest.raises(UsageError, match="unknown method 'nope'"):
         quality_sweep(None, ["nope"], [0.5], SETTINGS)

@@ -1,0 +1,26 @@
+"""Methods as they are written on a command line."""
+
+import json
+from typing import Any
+
+from vidsparse.errors import UsageError
+from vidsparse.methods.base import SparseMethod, build_method
+
+
+def parse_method(spec: str, density: float) -> SparseMethod:
+    """Build a method from ``name`` or ``name:field=value:field=value``.
+
+    Raises:
+        UsageError: the name, a field or a value is unknown.
+    """
+    name, *options = spec.split(":")
+    parameters: dict[str, Any] = {"density": density}
+    for option in options:
+        field, equals, value = option.partition("=")
+        if not equals:
+            raise UsageError(f"option {option!r} of {spec!r} has no value; write field=value")
+        try:
+            parameters[field] = json.loads(value)
+        except json.JSONDecodeError:
+            parameters[field] = value
+    return build_method(name, parameters)
