@@ -34,11 +34,11 @@ class TinyPipeline:
             seed: of the initial noise.
             changes: arguments that replace or join ``inputs``.
         """
-        arguments = {**self.inputs, **(changes or {})}
+        arguments = {"output_type": "pt", **self.inputs, **(changes or {})}
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             frames: Tensor = self.pipe(
-                **arguments, num_inference_steps=steps, generator=generator, output_type="pt"
+                **arguments, num_inference_steps=steps, generator=generator
             ).frames
         return frames
 
@@ -46,13 +46,8 @@ class TinyPipeline:
         self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
     ) -> Tensor:
         """Do as ``generate`` without decoding: the pipeline's latents."""
-        arguments = {**self.inputs, **(changes or {}), "output_type": "latent"}
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            frames: Tensor = self.pipe(
-                **arguments, num_inference_steps=steps, generator=generator
-            ).frames
-        return frames
+        changes = {**(changes or {}), "output_type": "latent"}
+        return self.generate(steps=steps, seed=seed, changes=changes)
 
 
 def t5_tokenizer() -> Any:
