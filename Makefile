@@ -1,7 +1,7 @@
 PARTS := kernels pipelines profiling
 TYPES := build/types/vidsparse
 
-.PHONY: types lint test
+.PHONY: types lint test tables
 types:  ## The installed layout as links, for tools that do not see setuptools' import hook.
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)
 	@ln -s $(addprefix ../../../,$(wildcard vidsparse/*) $(PARTS)) $(TYPES)/
@@ -11,3 +11,6 @@ lint: types  ## Lint, format check, types.
 
 test:  ## All tests that run without a GPU.
 	pytest -m "not gpu"
+
+tables:  ## README's tables from profiling/results and the registries.
+	python -P -m vidsparse.profiling.tables --write README.md

@@ -1,8 +1,8 @@
-"""Turn results files into the tables of README.md, so that no figure is typed by hand.
+"""Make the tables of README.md from results files and registries: nothing is typed by hand.
 
-``python -m vidsparse.profiling.tables`` prints them; ``--write README.md`` replaces what stands
-between the markers ``<!-- results -->`` and ``<!-- end of results -->``; ``--check README.md``
-fails when they differ.
+``python -m vidsparse.profiling.tables --write README.md`` replaces what stands between the markers
+``<!-- results -->`` and ``<!-- end of results -->``, and alike for ``methods`` and ``pipelines``;
+``--check README.md`` fails when something differs.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from vidsparse.errors import UsageError
 from vidsparse.video import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 @dataclass(frozen=True)
@@ -144,39 +143,73 @@ def cell(value: object) -> str:
     return str(value).split(":")[0] if str(value).startswith("unavailable") else str(value)
 
 
-def with_tables(page: str, tables: str) -> str:
-    """Return a page with the tables between its markers.
+def methods_table() -> str:
+    """Return Markdown: every method, what it does and where it comes from."""
+    from vidsparse.methods.base import available_methods
+
+    rows = [(f"`{m.name}`", m.summary, m.source) for m in available_methods().values()]
+    return _table(("method", "what it keeps", "source"), rows)
+
+
+def pipelines_table() -> str:
+    """Return Markdown: every model family and the pipelines it is tested with."""
+    from vidsparse.pipelines.base import available_families
+
+    rows = [
+        (f"`{name}`", _codes(family.pipelines), _codes(family.transformer_classes))
+        for name, family in available_families().items()
+    ]
+    return _table(("family", "pipelines", "transformers"), rows)
+
+
+def _codes(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join([_line(header), _line("---" for _ in header), *map(_line, rows)])
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """Return a page with each table between the markers of its name.
 
     Raises:
-        UsageError: the page lacks the markers.
+        UsageError: the page lacks markers.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"the page has no {BEGIN} and {END}; put both where the tables belong")
-    return f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}" if tables else f"{head}{BEGIN}\n{END}{tail}"
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        head, found, rest = page.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not found or not closed:
+            raise UsageError(f"the page has no {begin} and {end}; put both where the table belongs")
+        page = f"{head}{begin}\n{table}\n{end}{tail}" if table else f"{head}{begin}\n{end}{tail}"
+    return page
+
+
+def all_tables(folder: Path = RESULTS) -> dict[str, str]:
+    """Return every table of README.md by the name of its markers."""
+    return {
+        "methods": methods_table(),
+        "pipelines": pipelines_table(),
+        "results": results_tables(folder),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m vidsparse.profiling.tables")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    choice = parser.add_mutually_exclusive_group()
+    choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--write", type=Path, metavar="PAGE")
     choice.add_argument("--check", type=Path, metavar="PAGE")
     options = parser.parse_args(arguments)
-    tables = results_tables(options.results)
     page = options.write or options.check
-    if page is None:
-        sys.stdout.write(tables + "\n")
-        return 0
     old = page.read_text(encoding="utf-8")
-    new = with_tables(old, tables)
+    new = with_tables(old, all_tables())
     if options.write:
         write_text(page, new)
         return 0
     if old != new:
-        sys.stderr.write(f"{page} is not what the results say; run with --write {page}\n")
+        sys.stderr.write(f"{page} is not what the results say; run: make tables\n")
     return int(old != new)
 
 
