@@ -118,6 +118,7 @@ class Draft(SparseMethod):
         return {
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
             "budget": SearchRange(("flat", "row")),
+            "frames": SearchRange((1, 2, 4)),
             "second_moment": SearchRange((False, True)),
             "first_frame": SearchRange((False, True)),
         }
