@@ -296,3 +296,45 @@ def test_search_space_names_fields():
     for name, values in Svg2().search_space().items():
         for value in values.values:
             assert getattr(replace(Svg2(), **{name: value}), name) == value
+
+
+def gpu_qkv(layout, seed=0, H=4, D=64):
+    return tuple(x.to("cuda", torch.bfloat16) for x in qkv(layout, seed, H=H, D=D))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{}, {"heads": "equal"}, {"top_p": 0.9}])
+def test_planning_never_waits_for_the_gpu(options):
+    layout = VideoLayout(5, 24, 32, text_after=77)
+    method = Svg2(**{"density": 0.3, **options})
+    q, k, v = gpu_qkv(layout)
+    state = method.init_state()
+    run_plan(q, k, v, plan(method, q, k, layout, state))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_plan(q, k, v, plan(method, q, k, layout, state, replace(SITE, step=6)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_gpu_output_is_attention_under_the_mask():
+    layout = VideoLayout(5, 24, 32, text_before=30)
+    q, k, v = gpu_qkv(layout)
+    made = plan(Svg2(density=0.3), q, k, layout)
+    made.mask.validate()
+    expected, mask = masked_dense(q.float(), k.float(), v.float(), made)
+    torch.testing.assert_close(run_plan(q, k, v, made).out.float(), expected, atol=2e-2, rtol=2e-2)
+    assert float(mask.double().mean()) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.gpu
+def test_non_finite_tokens_on_a_gpu_are_named_by_the_next_step():
+    q, k, _ = gpu_qkv(VIDEO)
+    q[0, 1, 17, 2] = float("nan")
+    state = SMALL.init_state()
+    plan(SMALL, q, k, VIDEO, state)
+    torch.cuda.synchronize()
+    with pytest.raises(ValueError, match=r"layer 3 step 5 .*NaN or infinity"):
+        plan(SMALL, q, k, VIDEO, state, replace(SITE, step=6))

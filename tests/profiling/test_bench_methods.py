@@ -8,6 +8,7 @@ from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.svg2 import Svg2
 from vidsparse.plan import CallSite
+from vidsparse.profiling import svg2_parts
 from vidsparse.profiling.bench_methods import CASES, bench_method, main
 from vidsparse.profiling.gate import check_sampled_rows, kept_keys
 from vidsparse.profiling.method_spec import parse_method
@@ -113,6 +114,15 @@ def test_synthetic_tokens_attend_to_few_others():
     weights = torch.softmax(q[:, :, video] @ k[:, :, video].mT / 8, -1)
     best = weights.sort(-1, descending=True).values[..., : LAYOUT.video_tokens // 4].sum(-1)
     assert (best.mean((0, 2)) > 0.6).all()
+
+
+def test_parts_of_svg2_are_timed_and_saved(tmp_path):
+    out = tmp_path / "parts.json"
+    svg2_parts.main(["--case", "tiny", "--device", "cpu", "--repeats", "1", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    names = {row["part"] for row in rows}
+    assert {"dense sdpa", "whole plan", "cluster k", "score", "kernel", "restore"} <= names
+    assert all(row["ms"] > 0 for row in rows)
 
 
 @pytest.mark.gpu
