@@ -10,6 +10,7 @@ import torch
 
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.block_sparse_attention import Impl, unsupported_reasons
+from vidsparse.pipelines.base import supported_pipelines
 from vidsparse.profiling.environment import PACKAGES, commit, driver, package_version
 
 _BLOCK = 128
@@ -45,6 +46,7 @@ def diagnose() -> dict[str, Any]:
         "driver": driver(),
         "devices": devices(),
         "kernels": [asdict(row) for device in _devices() for row in kernel_support(device)],
+        "pipelines": supported_pipelines(),
         "parts": optional_parts(),
     }
 

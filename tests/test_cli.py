@@ -213,6 +213,12 @@ BAD = {
     "no clips": (("compare", "--clips", "0"), "at least 1"),
     "unknown check": (("models", "--check", "huge"), "no bundled model"),
     "no mp4": (("generate", "--prompt", "x", "--out", "a.gif"), "does not end in .mp4"),
+    "unwritable folder": (
+        ("generate", "--prompt", "x", "--out", "file/a.mp4"),
+        "is no writable folder",
+    ),
+    "unwritable json": (("compare", "--json", "file/a.json"), "is no writable folder"),
+    "folder as page": (("compare", "--report", "tests"), "is a folder"),
     "lonely density": (
         ("generate", "--prompt", "x", "--out", "a.mp4", "--density", "0.3"),
         "needs --method",
@@ -229,10 +235,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     run: Run, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "tests").mkdir()
+    (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     arguments, expected = BAD[name]
     assert_refused(run(*arguments), expected)
-    assert list(tmp_path.iterdir()) == [tmp_path / "tests"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tests"]
 
 
 @NO_GPU

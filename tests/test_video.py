@@ -84,7 +84,7 @@ def test_other_formats_and_folders_are_refused(tmp_path: Path) -> None:
 
 def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot write"):
+    with pytest.raises(UsageError, match="is no writable folder"):
         write_video(tmp_path / "file" / "a.mp4", moving_square(2, 32, 32))
 
 

@@ -33,15 +33,21 @@ def methods(
     """Time whole methods, part by part, beside dense."""
     from vidsparse.loading import pick_device
     from vidsparse.profiling.bench_methods import CASES, bench_methods
+    from vidsparse.profiling.method_spec import parse_method
 
     where = pick_device(device)
     names = case or (["wan14b-720p-8heads"] if where.type == "cuda" else ["tiny"])
     cases = [_known("case", name, CASES) for name in names]
     chosen, densities = method or ["svg"], density or [0.5, 0.25]
+    for name in chosen:
+        for value in densities:
+            parse_method(name, value)
     total = len(cases) * len(chosen) * len(densities)
     with common.progress_bars(quiet=json) as bars:
         rows = []
-        for row in bench_methods(cases, chosen, densities, device=where, repeats=repeats):
+        for row in bench_methods(
+            cases, chosen, densities, device=where, repeats=repeats, on_skip=common.note
+        ):
             rows.append(row)
             bars("measured", len(rows), total)
     _deliver(rows, where, json, out)
@@ -182,7 +188,9 @@ def profile(
     from vidsparse.generate import Sampling, sample
     from vidsparse.methods.base import SparseMethod
     from vidsparse.methods.svg import WatchedSVG
+    from vidsparse.video import check_file_name
 
+    check_file_name(out)
     watched = WatchedSVG(density=SparseMethod.density if density is None else density)
     asked = Sampling(height, width, num_frames, steps, guidance)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)

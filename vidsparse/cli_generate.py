@@ -113,7 +113,12 @@ def compare(
 ) -> None:
     """Generate densely and sparsely; table of speed and quality."""
     from vidsparse.generate import Sampling
+    from vidsparse.video import check_file_name
 
+    files = [out / "side-by-side.mp4", report, Path(json) if json not in (None, "-") else None]
+    for path in files:
+        if path is not None:
+            check_file_name(path)
     shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
     requests = _requests(method, shared)
     scenes = _scenes(prompt, seed, clips)

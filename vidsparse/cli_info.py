@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def methods(json: common.JsonFlag = False) -> None:
-    """List the sparse methods and their parameters."""
+    """List the sparse methods, their parameters, and the presets."""
+    from vidsparse.config import preset_names
     from vidsparse.methods.base import available_methods
 
     rows = [_method_row(method) for method in available_methods().values()]
@@ -24,6 +25,7 @@ def methods(json: common.JsonFlag = False) -> None:
         typer.echo(f"{row['name']:<10} {row['summary']} ({row['source']})")
         settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
         typer.echo(f"{'':<10} {settings}")
+    typer.echo(f"presets: {', '.join(preset_names()) or 'none'}")
 
 
 def _method_row(method: "type[SparseMethod]") -> dict[str, Any]:
@@ -160,5 +162,6 @@ def doctor(json: common.JsonFlag = False) -> None:
         why = "; ".join(row["why_not"])
         verdict = "runs" if row["runs"] else f"does not run: {why}"
         typer.echo(f"kernel {row['impl']:<10} on {row['device']}: {verdict}")
+    typer.echo(f"pipelines: {', '.join(found['pipelines'])}")
     for name, state in found["parts"].items():
         typer.echo(f"{name}: {state}")

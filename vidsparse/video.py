@@ -96,15 +96,27 @@ def write_frames(path: Path, frames: np.ndarray, *, fps: float = 16) -> None:
 
 
 def check_video_name(path: Path) -> None:
-    """Refuse names that are no MP4, before any work is done.
+    """Refuse names that cannot become an MP4, before any work is done.
 
     Raises:
-        UsageError: the name does not end in .mp4, or is a folder.
+        UsageError: the name does not end in .mp4, or cannot be written.
     """
     if path.suffix.lower() != ".mp4":
         raise UsageError(f"{path} does not end in .mp4, the only format written; rename it")
+    check_file_name(path)
+
+
+def check_file_name(path: Path) -> None:
+    """Refuse names that cannot become a file, before any work is done.
+
+    Raises:
+        UsageError: it is a folder, or lies in one that cannot be made or written to.
+    """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise UsageError(f"cannot write {path}: {nearest} is no writable folder; choose another")
 
 
 def read_video(path: Path) -> Tensor:
