@@ -26,7 +26,7 @@ from vidsparse.profiling.clock import Clock
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.gate import check_sampled_rows
 from vidsparse.profiling.method_spec import parse_method
-from vidsparse.profiling.rows import Row, RowFile, print_error
+from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.synthetic import video_qkv
 from vidsparse.profiling.timing import time_interleaved
 
@@ -195,7 +195,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    keep = RowFile(options.out, run_meta(device), append=options.append)
+    keep = RowFile(
+        options.out,
+        run_meta(device, module_command("vidsparse.profiling.bench_methods")),
+        append=options.append,
+    )
     cases = [_case(name) for name in options.cases.split(",")]
     densities = [float(text) for text in options.densities.split(",")]
     methods = options.methods.split(",")

@@ -1,6 +1,7 @@
 """Results files that lose nothing when a run is cut off."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ Row = dict[str, Any]
 # What tells the points of a sweep or bench apart.
 _KEY = ("case", "method", "grid", "requested_density")
 
+# What rows of several runs in one file need to be told apart.
+_OF_A_ROW = ("device", "commit")
+
 
 class RowFile:
     """Print rows, and write them all to a JSON file each time one comes.
 
     Args:
         path: the file; None only prints.
-        meta: how the rows were measured.
+        meta: how the rows were measured; each row carries its device and commit.
         append: keep the rows the file has; those of the same method, grid and density go.
     """
 
@@ -28,6 +32,7 @@ class RowFile:
 
     def __call__(self, row: Row) -> None:
         """Take a row."""
+        row = {**row, **{name: self._meta[name] for name in _OF_A_ROW if name in self._meta}}
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
         self._rows = [old for old in self._rows if _point_key(old) != _point_key(row)] + [row]
@@ -38,6 +43,11 @@ class RowFile:
 
 def _point_key(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in _KEY)
+
+
+def module_command(module: str) -> str:
+    """Return the command line of this process, started as ``python -m module``."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def print_error(line: str) -> None:

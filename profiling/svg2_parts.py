@@ -30,7 +30,7 @@ from vidsparse.plan import CallSite
 from vidsparse.profiling.bench import dense_functions
 from vidsparse.profiling.bench_methods import CASES, MethodCase
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.rows import Row
+from vidsparse.profiling.rows import Row, module_command
 from vidsparse.profiling.synthetic import video_qkv
 from vidsparse.profiling.timing import time_interleaved
 
@@ -116,7 +116,10 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.write(f"{row['part']:22s} {row['ms']:10.3f} ms {row['share_of_dense']:9.4f}\n")
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        document = {"meta": run_meta(device), "rows": rows}
+        document = {
+            "meta": run_meta(device, module_command("vidsparse.profiling.svg2_parts")),
+            "rows": rows,
+        }
         options.out.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 

@@ -33,7 +33,7 @@ from vidsparse.models.grammar import (
 )
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.method_spec import parse_method
-from vidsparse.profiling.rows import Row, RowFile, print_error
+from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.sites import Capture, RecallJudge
 from vidsparse.quality import PSNR_OF_EQUAL_FRAMES, mean_psnr, psnr_per_frame
 
@@ -198,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", default="svg,draft,svg2,random,oracle")
     parser.add_argument("--densities", default="0.5,0.3,0.2")
     parser.add_argument("--grid", help="one of the model's grids; its first by default")
+    for size in ("--height", "--width", "--num-frames"):
+        parser.add_argument(size, type=int, help="for models without grids")
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--dense-steps", type=float, default=0.2)
@@ -229,14 +231,19 @@ def _run(options: argparse.Namespace) -> None:
         settings,
         floor_pipe=floor_pipe,
         with_recall=not options.no_recall,
-        on_row=RowFile(options.out, run_meta(device), append=options.append),
+        on_row=RowFile(
+            options.out,
+            run_meta(device, module_command("vidsparse.profiling.sweep")),
+            append=options.append,
+        ),
         on_skip=lambda reason: print_error(f"skipped: {reason}"),
         deadline=time.monotonic() + options.minutes * 60,
     )
 
 
 def _settings(options: argparse.Namespace, device: torch.device) -> SweepSettings:
-    sampling = settle_sampling(options.model, options.grid, Sampling(steps=options.steps))
+    asked = Sampling(options.height, options.width, options.num_frames, options.steps)
+    sampling = settle_sampling(options.model, options.grid, asked)
     if options.prompts is not None:
         prompts = tuple(line for line in options.prompts.read_text().splitlines() if line.strip())
     else:

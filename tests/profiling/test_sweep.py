@@ -189,6 +189,7 @@ def test_row_file_keeps_rows_and_replaces_the_same_point(tmp_path):
     more({"method": "a", "grid": "g", "requested_density": 0.5, "psnr": 3})
     saved = json.loads(path.read_text())
     assert [(row["method"], row["psnr"]) for row in saved["rows"]] == [("b", 2), ("a", 3)]
+    assert [row["device"] for row in saved["rows"]] == ["x", "y"]
     assert saved["meta"] == {"device": "y"}
 
 
