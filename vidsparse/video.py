@@ -191,7 +191,7 @@ def _labelled(label: str, frames: np.ndarray) -> np.ndarray:
     return np.concatenate([np.repeat(bar[None], len(frames), axis=0), frames], axis=1)
 
 
-def _enlarged(frames: np.ndarray, least: int = 160) -> np.ndarray:
+def _enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
     """Repeat pixels until a frame's shorter side has ``least`` pixels."""
     factor = max(1, round(least / min(frames.shape[1:3])))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
