@@ -209,6 +209,13 @@ BAD = {
     "unknown grid": (("compare", "--grid", "moon"), "no grid 'moon'"),
     "unknown device": (("compare", "--device", "tpu"), "unknown device 'tpu'"),
     "unknown dtype": (("compare", "--dtype", "int3"), "unknown dtype 'int3'"),
+    "unknown kernel": (("compare", "--impl", "magic"), "unknown impl 'magic'"),
+    "kernel of another device": (
+        ("compare", "--device", "cpu", "--impl", "gluon"),
+        "impl 'gluon' cannot run on cpu",
+    ),
+    "no rate": (("compare", "--fps", "0"), "--fps"),
+    "negative seed": (("compare", "--seed", "-1"), "--seed"),
     "missing preset": (("compare", "--preset", "none.json"), "no preset file"),
     "no clips": (("compare", "--clips", "0"), "at least 1"),
     "unknown check": (("models", "--check", "huge"), "no bundled model"),

@@ -25,7 +25,7 @@ def methods(
         list[str] | None, typer.Option(help="Method, or name:key=value:...; repeatable.")
     ] = None,
     density: Annotated[list[float] | None, typer.Option(help="In (0, 1]; repeatable.")] = None,
-    repeats: Annotated[int, typer.Option(help="Denoising steps timed.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Denoising steps timed.")] = 7,
     device: common.Device = "auto",
     json: common.JsonFlag = False,
     out: Out = None,
@@ -61,7 +61,7 @@ def kernels(
     impl: Annotated[
         list[str] | None, typer.Option(help="Implementation, repeatable; by device if not.")
     ] = None,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each function.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each function.")] = 20,
     device: common.Device = "auto",
     json: common.JsonFlag = False,
     out: Out = None,
@@ -84,7 +84,7 @@ def kernels(
 
 @bench.command()
 def cpu(
-    repeats: Annotated[int, typer.Option(help="Timed runs of each function.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each function.")] = 20,
     json: common.JsonFlag = False,
     out: Out = None,
 ) -> None:

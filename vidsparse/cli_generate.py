@@ -43,11 +43,13 @@ def generate(
 ) -> None:
     """Generate a video from a prompt, densely or sparsely."""
     from vidsparse.generate import Sampling, sample
+    from vidsparse.loading import pick_device
     from vidsparse.video import check_video_name, write_video
 
     check_video_name(out)
     shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
     request = _one_request(method, shared)
+    shared.check_device(pick_device(device))
     asked = Sampling(height, width, num_frames, steps, guidance, negative_prompt)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
     _note_unknown_words(model, [prompt])
@@ -113,6 +115,7 @@ def compare(
 ) -> None:
     """Generate densely and sparsely; table of speed and quality."""
     from vidsparse.generate import Sampling
+    from vidsparse.loading import pick_device
     from vidsparse.video import check_file_name
 
     files = [out / "side-by-side.mp4", report, Path(json) if json not in (None, "-") else None]
@@ -121,6 +124,7 @@ def compare(
             check_file_name(path)
     shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
     requests = _requests(method, shared)
+    shared.check_device(pick_device(device))
     scenes = _scenes(prompt, seed, clips)
     asked = Sampling(height, width, num_frames, steps, guidance)
     quiet = json == "-"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vidsparse.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from vidsparse.api import Handle
 
 
@@ -49,6 +51,23 @@ class SparseRequest:
         name = self.method or base.method
         kept = base.parameters if name == base.method else {}
         build_method(name, {**kept, **self.parameters, **given})
+
+    def check_device(self, device: "torch.device") -> None:
+        """Refuse a kernel implementation that was asked for and cannot run on a device.
+
+        Raises:
+            UsageError: the implementation is unknown, or says why it cannot run.
+        """
+        from vidsparse.profiling.doctor import kernel_support
+
+        if self.impl == "auto":
+            return
+        rows = {row.impl: row for row in kernel_support(device)}
+        if self.impl not in rows:
+            raise UsageError(f"unknown impl {self.impl!r}; choose one of auto, {', '.join(rows)}")
+        if not rows[self.impl].head_sizes:
+            why = "; ".join(rows[self.impl].why_not)
+            raise UsageError(f"impl {self.impl!r} cannot run on {device}: {why}")
 
     def enable(self, pipe: Any, *, record_sites: bool = False) -> "Handle":
         """Attach the method to a pipeline.
