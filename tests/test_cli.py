@@ -12,7 +12,7 @@ import diffusers
 import pytest
 import torch
 
-from vidsparse import cli, cli_generate
+from vidsparse import cli, cli_compare, cli_generate
 from vidsparse.methods.base import available_methods
 from vidsparse.pipelines.testing import wan as tiny_wan
 
@@ -292,7 +292,7 @@ def test_our_own_mistakes_keep_their_traceback(run: Run, monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr(cli_generate, "_requests", broken)
+    monkeypatch.setattr(cli_compare, "sparse_requests", broken)
     monkeypatch.setattr(sys, "argv", ["vidsparse", "compare"])
     with pytest.raises(KeyError, match="bug"):
         cli.main()
@@ -301,7 +301,7 @@ def test_our_own_mistakes_keep_their_traceback(run: Run, monkeypatch: pytest.Mon
 def test_prompt_without_a_known_word_is_noted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cli_generate._note_unknown_words("tiny", ["zzz qqq", "a red circle moves right"])
+    cli_generate.note_unknown_words("tiny", ["zzz qqq", "a red circle moves right"])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "knows no word of 'zzz qqq'" in lines[0]

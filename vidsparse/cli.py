@@ -7,7 +7,8 @@ import typer
 
 from vidsparse import __version__
 from vidsparse.cli_bench import bench, profile
-from vidsparse.cli_generate import compare, generate
+from vidsparse.cli_compare import compare
+from vidsparse.cli_generate import generate
 from vidsparse.cli_info import doctor, methods, models
 from vidsparse.errors import VidsparseError
 
