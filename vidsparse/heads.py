@@ -76,7 +76,12 @@ def draw_head_types(found: list[HeadTypes]) -> "Figure":
     panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
     for axes, types in zip(panels, found, strict=True):
         picture = axes.imshow(
-            types.by_layer(), vmin=0, vmax=1, cmap="coolwarm", aspect="auto", interpolation="nearest"
+            types.by_layer(),
+            vmin=0,
+            vmax=1,
+            cmap="coolwarm",
+            aspect="auto",
+            interpolation="nearest",
         )
         axes.set_title(f"{types.transformer}: share of heads that are temporal", fontsize=11)
         axes.set_xticks(range(len(types.steps)), [str(step) for step in types.steps])
