@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from vidsparse import cli, cli_compare, cli_generate
+from vidsparse.loading import has_weights
 from vidsparse.methods.base import available_methods
+from vidsparse.models import info
 from vidsparse.pipelines.testing import wan as tiny_wan
 
 # 256 tokens: the fewest that are attended to sparsely.
@@ -177,6 +179,16 @@ def test_compare_prints_pure_json(run: Run, model: Path, tmp_path: Path) -> None
     assert [scene["seed"] for scene in document["scenes"]] == [0, 1]
     assert document["rows"][0]["clips"] == 2
     assert document["rows"][0]["method"] == "random:density=0.4"
+
+
+@pytest.mark.skipif(not has_weights("tiny"), reason="this checkout holds no weights")
+def test_bundled_model_is_the_default_and_its_content_is_judged(run: Run, tmp_path: Path) -> None:
+    done = run("compare", "--steps", "2", "--density", "0.3", "--out", tmp_path, "--json", "-")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["meta"]["model"] == "tiny"
+    assert document["meta"]["sampling"]["height"] == info("tiny").grids["cpu"].height
+    assert set(document["rows"][0]["content"]) == {"shape", "colour", "direction"}
 
 
 def test_profile_draws_head_types(run: Run, model: Path, tmp_path: Path) -> None:
