@@ -124,10 +124,10 @@ def _run(
         from vidsparse.kernels.triton_attention import attend_triton
 
         return attend_triton(q, k, v, mask, scale=scale)
-    from vidsparse.kernels.hopper import attend_gluon
+    from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 
     if isinstance(mask, RaggedBlockMask):
-        raise ValueError("the Gluon kernels take blocks of one size; use impl='triton'")
+        return attend_ragged_gluon(q, k, v, mask, scale=scale)
     return attend_gluon(q, k, v, mask, scale=scale)
 
 

@@ -31,19 +31,26 @@ def _advance(stage, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def _load_tile(desc, full, buffers, stage, index_ptr, head, tile, count, seq,
-               CHUNK: gl.constexpr):  # fmt: skip
-    """Fill one stage with the blocks of one tile; one mbarrier counts all bytes."""
-    TILE_KV: gl.constexpr = buffers.shape[2]
-    BOXES: gl.constexpr = TILE_KV // CHUNK
-    mbarrier.expect(full.index(stage), BOXES * desc.block_type.nbytes)
+def _listed_rows(index_ptr, tile, count, seq, CHUNK: gl.constexpr, BOXES: gl.constexpr):
+    """First key rows of the boxes of one tile."""
+    rows = ()
     for box in gl.static_range(BOXES):
         slot = tile * BOXES + box
         row = gl.load(index_ptr + gl.minimum(slot, count - 1)) * CHUNK
         # Past the end of the list: a box outside the tensor is filled with zeros.
-        row = gl.where(slot < count, row, seq)
+        rows = rows + (gl.where(slot < count, row, seq),)  # noqa: RUF005
+    return rows
+
+
+@gluon.jit
+def _load_boxes(desc, full, buffers, stage, head, rows):
+    """Fill one stage with boxes that start at ``rows``; one mbarrier counts all bytes."""
+    CHUNK: gl.constexpr = desc.block_type.shape[1]
+    BOXES: gl.constexpr = buffers.shape[2] // CHUNK
+    mbarrier.expect(full.index(stage), BOXES * desc.block_type.nbytes)
+    for box in gl.static_range(BOXES):
         tma.async_copy_global_to_shared(
-            desc, [head, row, 0], full.index(stage),
+            desc, [head, rows[box], 0], full.index(stage),
             buffers.index(stage).slice(box * CHUNK, CHUNK, dim=1),
         )  # fmt: skip
 
@@ -53,6 +60,7 @@ def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_
               v_empty, index_ptr, head, first_row, count, tiles, seq_kv,
               CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
+    BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
     if tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
         for group in gl.static_range(GROUPS):
@@ -63,11 +71,12 @@ def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_
         # Waiting for the phase before the first one passes at once.
         phase = 1
         for done in range(0, tiles):
-            tile = tiles - 1 - done
+            # Read before waiting: the list's latency then hides behind the wait.
+            rows = _listed_rows(index_ptr, tiles - 1 - done, count, seq_kv, CHUNK, BOXES)
             mbarrier.wait(k_empty.index(stage), phase)
-            _load_tile(k_desc, k_full, k_bufs, stage, index_ptr, head, tile, count, seq_kv, CHUNK)
+            _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
             mbarrier.wait(v_empty.index(stage), phase)
-            _load_tile(v_desc, v_full, v_bufs, stage, index_ptr, head, tile, count, seq_kv, CHUNK)
+            _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
             stage, phase = _advance(stage, phase, STAGES)
 
 
@@ -95,9 +104,47 @@ def _values(v_bufs, stage):
 
 
 @gluon.jit
+def _release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES: gl.constexpr):
+    """Stand in for a warpgroup without rows: free every stage as it fills."""
+    stage = 0
+    phase = 0
+    for _ in range(0, tiles):
+        mbarrier.wait(k_full.index(stage), phase)
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        mbarrier.wait(v_full.index(stage), phase)
+        mbarrier.arrive(v_empty.index(stage), count=1)
+        stage, phase = _advance(stage, phase, STAGES)
+
+
+@gluon.jit
+def _tile_lengths(entries_ptr, tile, count, BOXES: gl.constexpr):
+    """Pack how many keys of each box of a tile count, BITS each."""
+    BITS: gl.constexpr = 64 // BOXES
+    lengths = gl.to_tensor(0).to(gl.int64)
+    for box in gl.static_range(BOXES):
+        slot = tile * BOXES + box
+        keys = gl.load(entries_ptr + gl.minimum(slot, count - 1)) & 255
+        lengths |= gl.where(slot < count, keys, 0).to(gl.int64) << (box * BITS)
+    return lengths
+
+
+@gluon.jit
+def _drop_keys(scores, lengths, BOXES: gl.constexpr, LAYOUT: gl.constexpr):
+    """Mask the keys past each box's length."""
+    BITS: gl.constexpr = 64 // BOXES
+    CHUNK: gl.constexpr = scores.shape[1] // BOXES
+    columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, LAYOUT))
+    own = (lengths >> (columns // CHUNK * BITS).to(gl.int64)).to(gl.int32) & ((1 << BITS) - 1)
+    return gl.where(gl.expand_dims(columns % CHUNK < own, 0), scores, -float("inf"))
+
+
+@gluon.jit
 def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
               v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q,
-              GROUPS: gl.constexpr, STAGES: gl.constexpr, PINGPONG: gl.constexpr):  # fmt: skip
+              entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size,
+              BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+              PINGPONG: gl.constexpr, RAGGED: gl.constexpr):  # fmt: skip
+    """Attend 64 rows; for ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps."""
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
     TILE_KV: gl.constexpr = k_bufs.shape[2]
@@ -116,15 +163,25 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
     row_max = gl.full([ROWS], -float("inf"), gl.float32, SCORE_ROW)
     row_sum = gl.zeros([ROWS], gl.float32, SCORE_ROW)
     zero = gl.zeros([ROWS, TILE_KV], gl.float32, SCORES)
+    if RAGGED:
+        chunk_tiles = (count + BOXES - 1) // BOXES
+        if first_row + GROUP * ROWS >= end_row:
+            _release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES)
+            tiles = 0
     if tiles > 0:
         mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
         s = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
-        if limit < TILE_KV:
-            column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
-            s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
+        if RAGGED:
+            if masked > 0:
+                lengths = _tile_lengths(entries_ptr, chunk_tiles - 1, count, BOXES)
+                s = _drop_keys(s, lengths, BOXES, SCORES)
+        else:
+            if limit < TILE_KV:
+                column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
+                s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
         p, decay, row_max, row_sum = _softmax(s, row_max, row_sum, scale)
         p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
         k_stage = 1 if STAGES > 1 else 0
@@ -143,6 +200,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
             s = warpgroup_mma_wait(1, deps=[s_next])
             mbarrier.arrive(k_empty.index(k_stage), count=1)
+            if RAGGED:
+                if done < masked:
+                    lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
+                    s = _drop_keys(s, lengths, BOXES, SCORES)
             p, decay, row_max, row_sum = _softmax(s, row_max, row_sum, scale)
             used_stage = v_stage
             v_stage = k_stage
@@ -163,15 +224,26 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))
     rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
-    gl.store(lse_ptr + head.to(gl.int64) * seq_q + rows, lse, mask=rows < seq_q)
+    gl.store(lse_ptr + head.to(gl.int64) * seq_q + rows, lse, mask=rows < end_row)
     inverse = gl.convert_layout(1.0 / safe_sum, ACC_ROW, assert_trivial=True)
     # This warpgroup's Q tile has been read for the last time: it becomes the O staging tile.
     q.store((acc * gl.expand_dims(inverse, 1)).to(dtype))
-    fence_async_shared()
-    tma.async_copy_shared_to_global(
-        o_desc, [head, first_row + GROUP * ROWS, 0], q_bufs.index(GROUP)
-    )
-    tma.store_wait(0)
+    if RAGGED:
+        # Rows past the end belong to another block: TMA would overwrite them.
+        COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
+        out = q.load(COPY)
+        out_rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, COPY))
+        columns = gl.arange(0, D, layout=gl.SliceLayout(0, COPY))
+        offsets = gl.expand_dims(out_rows.to(gl.int64) * out_stride_s, 1)
+        offsets += gl.expand_dims(columns, 0)
+        keep = gl.expand_dims(out_rows < end_row, 1) & gl.expand_dims(columns < head_size, 0)
+        gl.store(o_desc + head.to(gl.int64) * out_stride_h + offsets, out, mask=keep)
+    else:
+        fence_async_shared()
+        tma.async_copy_shared_to_global(
+            o_desc, [head, first_row + GROUP * ROWS, 0], q_bufs.index(GROUP)
+        )
+        tma.store_wait(0)
 
 
 @gluon.jit
@@ -222,19 +294,19 @@ def attention_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
-            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PINGPONG)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
+            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, BOXES, GROUPS, STAGES, PINGPONG, False)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

@@ -17,6 +17,8 @@ from vidsparse.kernels.launch import architecture, padded_head_size
 
 _LOG2_E = 1.4426950408889634
 _GROUP_ROWS = 64
+# Variable blocks that one program of the list builders can handle.
+_MAX_BLOCKS = 4096
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,13 @@ GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
 }
 
 
+# Variable blocks: (keys per chunk, CTA shape) by padded head size.
+RAGGED_CONFIGS: dict[int, tuple[int, GluonConfig]] = {
+    128: (16, GluonConfig(2, 128, 3, False, 240, 168)),
+    64: (16, GluonConfig(2, 128, 4, False, 240, 168)),
+}
+
+
 @cache
 def _has_gluon() -> bool:
     if not has_triton() or triton_is_interpreted():
@@ -77,7 +86,8 @@ def gluon_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlock
         ):
             reasons.append(f"{name} has strides {x.stride()}; rows must start at 16-byte addresses")
     if isinstance(mask, RaggedBlockMask):
-        reasons.append("variable blocks; use impl='triton'")
+        if max(mask.mask.shape[2:]) > _MAX_BLOCKS:
+            reasons.append(f"{tuple(mask.mask.shape[2:])} blocks; use at most {_MAX_BLOCKS}")
     elif choose_config(q.shape[-1], mask) is None:
         reasons.append(
             f"blocks of {mask.block_q} x {mask.block_kv} tokens; use a multiple of 64 queries and "
@@ -176,3 +186,67 @@ def _descriptor(x: Tensor, block: list[int]) -> Any:
     return TensorDescriptor.from_tensor(
         x, block, gl.NVMMASharedLayout.get_default_for(block, dtype)
     )
+
+
+def attend_ragged_gluon(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: RaggedBlockMask,
+    *,
+    scale: float,
+    config: tuple[int, GluonConfig] | None = None,
+) -> AttentionOutput:
+    """Attend to the kept variable blocks; inputs as in ``block_sparse_attention``.
+
+    Args:
+        q: (B, H, Sq, D) bfloat16 or float16.
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D); finite: keys beside a kept block are multiplied by 0.
+        mask: kept blocks.
+        scale: factor on the logits.
+        config: keys per chunk and CTA shape, by default the table's.
+    """
+    from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
+
+    size = max(64, padded_head_size(q.shape[-1]))
+    chunk, shape = RAGGED_CONFIGS[size] if config is None else config
+    mask = _for_all_heads(mask, q.shape[:2])
+    lists = chunk_lists(mask, chunk, wide=shape.tile_kv)
+    tiles = ordered_query_tiles(
+        mask.q_offsets, lists, q.shape[2], shape.groups * _GROUP_ROWS, shape.tile_kv // chunk
+    )
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    meta = (*tiles, lists.num_wide, lists.num_full, lists.num_chunks, lists.wide, lists.entries)
+    for tensors in _batches(q, k, v, out, lse, *meta):
+        _launch_ragged(tensors, scale, chunk, shape)
+    return AttentionOutput(out, lse)
+
+
+def _for_all_heads(mask: RaggedBlockMask, lead: torch.Size) -> RaggedBlockMask:
+    q_offsets, kv_offsets, kept = (
+        x.expand(*lead, *x.shape[2:]).contiguous()
+        for x in (mask.q_offsets, mask.kv_offsets, mask.mask)
+    )
+    return RaggedBlockMask(q_offsets, kv_offsets, kept, mask.seq_q, mask.seq_kv)
+
+
+def _launch_ragged(
+    tensors: tuple[Tensor, ...], scale: float, chunk: int, shape: GluonConfig
+) -> None:
+    from vidsparse.kernels.gluon_ragged_attention import ragged_attention_kernel
+
+    q, k, v, out, lse, block, first, end, num_wide, num_full, num_chunks, wide, entries = tensors
+    D = q.shape[-1]
+    size = max(64, padded_head_size(D))
+    boxes, tile = [1, chunk, size], [1, shape.tile_kv, size]
+    ragged_attention_kernel[(block.numel(),)](
+        _descriptor(q, [1, _GROUP_ROWS, size]), _descriptor(k, boxes), _descriptor(v, boxes),
+        _descriptor(k, tile), _descriptor(v, tile), out, lse, block, first, end,
+        num_wide, num_full, num_chunks, wide, entries, out.stride(0), out.stride(1),
+        wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
+        scale * _LOG2_E, q.shape[1], k.shape[1], D,
+        GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,
+        num_warps=4, maxnreg=shape.max_registers,
+    )  # fmt: skip

@@ -57,9 +57,10 @@ def kmeans(
     """
     _check(x, num_clusters, iterations, init)
     centroids = _draw_tokens(x, num_clusters, seed) if init is None else init.float()
-    if triton_is_native(x.device) and x.dtype in (torch.bfloat16, torch.float16):
+    if triton_is_native(x.device):
         from vidsparse.kernels.triton_kmeans import kmeans_triton
 
+        x = x.float() if x.dtype is torch.float64 else x
         return Clusters(*kmeans_triton(x, centroids, iterations))
     labels = _assign(x, centroids)
     for step in range(iterations):

@@ -122,7 +122,8 @@ def _attend_dense(
             q[:, None], k[:, None], v[:, None], attn_mask=four, scale=scale
         )
         return out[:, 0], lse.reshape(q.shape[:2])
-    scores = (q @ k.mT).float() * scale
+    # Rounded to bfloat16 here, logits would put the LSE off by up to 1 %.
+    scores = (q.float() @ k.float().mT) * scale
     scores = scores if bias is None else scores + bias
     lse = torch.logsumexp(scores, -1)
     return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse

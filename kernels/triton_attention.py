@@ -85,11 +85,11 @@ def _attention_kernel(
             keys += (start + offsets) % CHUNK
             inside = listed & (keys < Skv) & (keys >= 0)
         k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
-        scores = tl.dot(q, k.T) * scale_log2
+        scores = tl.dot(q, k.T, input_precision="ieee") * scale_log2
         scores = tl.where(inside[None, :], scores, float("-inf"))
         weights, decay, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
         v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
-        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None])
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     out_ptr += b * out_stride_b + h * out_stride_h
     store_rows(
         out_ptr,

@@ -34,7 +34,7 @@ def _assign_kernel(
         c = load_rows(c_ptr + head * K * D, start + columns, D, inside, D, PAD_D, EVEN_D)
         half = tl.load(half_norm_ptr + head * K + start + columns, mask=inside, other=float("inf"))
         # The nearest centroid has the largest x.c - |c|^2 / 2.
-        score = tl.dot(x, c.T) - half[None, :]
+        score = tl.dot(x, c.T, input_precision="ieee") - half[None, :]
         better = score > best
         best = tl.where(better, score, best)
         best_step = tl.where(better, start, best_step)

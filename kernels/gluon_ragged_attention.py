@@ -1,0 +1,105 @@
+"""Warp-specialised attention for Hopper over variable key blocks: lists of wide tiles and chunks.
+
+A query tile lies within one query block. Its keys come as chunks (first the partial ones, whose
+tiles are masked, then whole ones) and as wide tiles of consecutive keys, one box each.
+"""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+from vidsparse.kernels.gluon_attention import _advance, _consumer, _load_boxes
+
+
+@gluon.jit
+def _entry_rows(entries_ptr, tile, count, seq, BOXES: gl.constexpr):
+    """First key rows of the boxes of one tile of chunks."""
+    rows = ()
+    for box in gl.static_range(BOXES):
+        slot = tile * BOXES + box
+        row = gl.load(entries_ptr + gl.minimum(slot, count - 1)) >> 8
+        rows = rows + (gl.where(slot < count, row, seq),)  # noqa: RUF005
+    return rows
+
+
+@gluon.jit
+def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_bufs, q_full,
+                     k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row,
+                     count, num_wide, tiles, seq_kv,
+                     GROUPS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    ROWS: gl.constexpr = q_desc.block_type.shape[1]
+    BOXES: gl.constexpr = k_bufs.shape[2] // k_desc.block_type.shape[1]
+    if tiles > 0:
+        mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
+        for group in gl.static_range(GROUPS):
+            tma.async_copy_global_to_shared(
+                q_desc, [head, first_row + group * ROWS, 0], q_full, q_bufs.index(group)
+            )
+        stage = 0
+        phase = 1
+        for done in range(0, tiles - num_wide):
+            rows = _entry_rows(entries_ptr, tiles - num_wide - 1 - done, count, seq_kv, BOXES)
+            mbarrier.wait(k_empty.index(stage), phase)
+            _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
+            mbarrier.wait(v_empty.index(stage), phase)
+            _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
+            stage, phase = _advance(stage, phase, STAGES)
+        for done in range(0, num_wide):
+            row = gl.load(wide_ptr + num_wide - 1 - done)
+            mbarrier.wait(k_empty.index(stage), phase)
+            _load_boxes(k_wide, k_full, k_bufs, stage, head, (row,))
+            mbarrier.wait(v_empty.index(stage), phase)
+            _load_boxes(v_wide, v_full, v_bufs, stage, head, (row,))
+            stage, phase = _advance(stage, phase, STAGES)
+
+
+@gluon.jit
+def ragged_attention_kernel(
+    q_desc, k_desc, v_desc, k_wide, v_wide, out_ptr, lse_ptr, block_ptr, first_ptr, end_ptr,
+    num_wide_ptr, num_full_ptr, num_chunks_ptr, wide_ptr, entries_ptr,
+    out_stride_h, out_stride_s, wide_capacity, capacity, num_q_blocks, tiles_per_head,
+    scale, seq_q, seq_kv, head_size,
+    GROUPS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """One CTA computes up to GROUPS x 64 queries of one query block of one head."""
+    ROWS: gl.constexpr = q_desc.block_type.shape[1]
+    D: gl.constexpr = q_desc.block_type.shape[2]
+    TILE_KV: gl.constexpr = k_wide.block_type.shape[1]
+    BOXES: gl.constexpr = TILE_KV // k_desc.block_type.shape[1]
+    item = gl.program_id(0)
+    head = item // tiles_per_head
+    first_row = gl.load(first_ptr + item)
+    end_row = gl.minimum(gl.load(end_ptr + item), seq_q)
+    lists = (head * num_q_blocks + gl.load(block_ptr + item)).to(gl.int64)
+    wide_ptr += lists * wide_capacity
+    entries_ptr += lists * capacity
+    num_wide = gl.load(num_wide_ptr + lists)
+    count = gl.load(num_chunks_ptr + lists)
+    chunk_tiles = (count + BOXES - 1) // BOXES
+    masked = chunk_tiles - gl.load(num_full_ptr + lists) // BOXES
+    # Items without rows only fill up the grid.
+    tiles = gl.where(first_row < end_row, num_wide + chunk_tiles, 0)
+
+    q_bufs = gl.allocate_shared_memory(
+        q_desc.dtype, [GROUPS, 1, ROWS, D], q_desc.layout)  # fmt: skip
+    k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, TILE_KV, D], k_wide.layout)
+    v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, TILE_KV, D], v_wide.layout)
+    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full, count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(i), count=1)
+        mbarrier.init(v_full.index(i), count=1)
+        mbarrier.init(k_empty.index(i), count=GROUPS)
+        mbarrier.init(v_empty.index(i), count=GROUPS)
+    # The tuple must be written out: constants are lost when they pass through a variable.
+    gl.static_assert(GROUPS == 2)
+    gl.warp_specialize([
+        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, BOXES, GROUPS, STAGES, False, True)),  # noqa: E501
+        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, BOXES, GROUPS, STAGES, False, True)),  # noqa: E501
+        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, seq_kv, GROUPS, STAGES)),  # noqa: E501
+    ], [4, 1], [REGISTERS, 24])  # fmt: skip
