@@ -27,11 +27,25 @@ def recall(q: Tensor, k: Tensor, plan: AttentionPlan) -> Tensor:
     kept = torch.empty(B, H, device=q.device)
     for b in range(B):
         for h in range(H):
-            head = (slice(b, b + 1), slice(h, h + 1))
-            q_head = _permuted(q[head], plan.q_order, b, h)
-            k_head = _permuted(k[head], plan.kv_order, b, h)
-            kept[b, h] = _kept_mass(q_head, k_head, plan, b, h) / S
+            chosen = _of_head(plan.mask.to_dense(), b, h)
+            kept[b, h] = (_head_mass(q, k, plan, b, h) * chosen).sum() / S
     return kept
+
+
+def plan_mass(q: Tensor, k: Tensor, plan: AttentionPlan) -> Tensor:
+    """Return the true attention mass of every block of a plan, kept or not.
+
+    Args:
+        q: (B, H, S, D) queries in natural order.
+        k: (B, H, S, D) keys.
+        plan: token orders and blocks.
+
+    Returns:
+        (B, H, Nq, Nkv) float32; each row sums to the tokens of its query block.
+    """
+    B, H = q.shape[:2]
+    rows = [torch.cat([_head_mass(q, k, plan, b, h) for h in range(H)], 1) for b in range(B)]
+    return torch.cat(rows)
 
 
 def oracle_recall(q: Tensor, k: Tensor, density: float, block_q: int, block_kv: int) -> Tensor:
@@ -60,14 +74,16 @@ def oracle_recall(q: Tensor, k: Tensor, density: float, block_q: int, block_kv: 
     return best
 
 
-def _kept_mass(q: Tensor, k: Tensor, plan: AttentionPlan, b: int, h: int) -> Tensor:
+def _head_mass(q: Tensor, k: Tensor, plan: AttentionPlan, b: int, h: int) -> Tensor:
+    """Return (1, 1, Nq, Nkv) float32, the mass of one head's blocks."""
+    head = (slice(b, b + 1), slice(h, h + 1))
+    q = _permuted(q[head], plan.q_order, b, h)
+    k = _permuted(k[head], plan.kv_order, b, h)
     mask = plan.mask
     if isinstance(mask, BlockMask):
-        mass = block_mass(q, k, block_q=mask.block_q, block_kv=mask.block_kv)
-    else:
-        q_offsets, kv_offsets = (_of_head(x, b, h) for x in (mask.q_offsets, mask.kv_offsets))
-        mass = block_mass(q, k, q_offsets=q_offsets, kv_offsets=kv_offsets)
-    return (mass * _of_head(mask.to_dense(), b, h)).sum()
+        return block_mass(q, k, block_q=mask.block_q, block_kv=mask.block_kv)
+    q_offsets, kv_offsets = (_of_head(x, b, h) for x in (mask.q_offsets, mask.kv_offsets))
+    return block_mass(q, k, q_offsets=q_offsets, kv_offsets=kv_offsets)
 
 
 def _permuted(x: Tensor, order: Tensor | None, b: int, h: int) -> Tensor:

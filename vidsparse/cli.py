@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from vidsparse import __version__
-from vidsparse.cli_bench import bench, profile
+from vidsparse.cli_bench import bench
 from vidsparse.cli_compare import compare
 from vidsparse.cli_generate import generate
 from vidsparse.cli_info import doctor, methods, models
+from vidsparse.cli_profile import profile
 from vidsparse.errors import VidsparseError
 
 # Without markup, help needs no rich: half of the time `--help` would take.

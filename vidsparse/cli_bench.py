@@ -1,4 +1,4 @@
-"""``vidsparse bench`` and ``vidsparse profile``."""
+"""``vidsparse bench``: time kernels and methods."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -157,79 +157,3 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def profile(
-    heads: Annotated[
-        bool, typer.Option("--heads", help="Which heads SVG finds spatial and temporal.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Picture to write (PNG).")] = Path("out/heads.png"),
-    prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
-    density: common.Density = None,
-    dense_steps: common.DenseSteps = None,
-    model: common.Model = "tiny",
-    grid: common.Grid = None,
-    height: common.Height = None,
-    width: common.Width = None,
-    num_frames: common.NumFrames = None,
-    steps: common.Steps = None,
-    guidance: common.Guidance = None,
-    seed: common.Seed = 0,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.JsonFlag = False,
-) -> None:
-    """Generate with SVG and draw its head types."""
-    if not heads:
-        raise UsageError("say what to profile: --heads")
-    if out.suffix.lower() != ".png":
-        raise UsageError(f"{out} does not end in .png, the only format written; rename it")
-    from vidsparse.cli_generate import DEFAULT_PROMPT, load_for_sampling
-    from vidsparse.generate import Sampling, sample
-    from vidsparse.methods.base import SparseMethod
-    from vidsparse.methods.svg import WatchedSVG
-    from vidsparse.video import check_file_name
-
-    check_file_name(out)
-    watched = WatchedSVG(density=SparseMethod.density if density is None else density)
-    asked = Sampling(height, width, num_frames, steps, guidance)
-    pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
-    handle = _attach(pipe, watched, dense_steps)
-    with common.progress_bars(quiet=json) as bars:
-        sample(
-            pipe,
-            prompt or DEFAULT_PROMPT,
-            sampling,
-            seed=seed,
-            on_step=lambda done, total: bars("denoising", done, total),
-        )
-    handle.disable()
-    _deliver_heads(watched, out, json)
-
-
-def _attach(pipe: Any, watched: Any, dense_steps: str | None) -> Any:
-    import vidsparse
-    from vidsparse.request import parse_count_or_share
-
-    count = parse_count_or_share(dense_steps, "--dense-steps")
-    return vidsparse.enable(pipe, watched, dense_steps=count)
-
-
-def _deliver_heads(watched: Any, out: Path, json: bool) -> None:
-    from vidsparse.heads import draw_head_types, head_types
-    from vidsparse.video import replacing
-
-    found = head_types(watched)
-    if not found:
-        raise UsageError(
-            "no call was sparse, so no head was profiled; lower --dense-steps or use a larger grid"
-        )
-    with replacing(out) as temporary:
-        draw_head_types(found).savefig(temporary, dpi=150)
-    rows = [types.as_dict() for types in found]
-    if json:
-        common.print_json({"picture": str(out), "density": watched.density, "transformers": rows})
-        return
-    for row in rows:
-        typer.echo(f"{row['transformer']}: {row['temporal_share']:.1%} of head decisions temporal")
-    typer.echo(f"wrote {out}")
