@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import logging
 from functools import cache
@@ -12,6 +13,8 @@ from torch import Tensor
 from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
 from vidsparse.kernels.backends import why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_statistics import block_mass
+from vidsparse.kernels.launch import triton_config
 from vidsparse.kernels.reference import attention_reference
 from vidsparse.kernels.torch_attention import attend_torch
 
@@ -49,6 +52,7 @@ def block_sparse_attention(
     *,
     scale: float | None = None,
     impl: Impl = Impl.AUTO,
+    stats_lse: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks.
 
@@ -60,14 +64,19 @@ def block_sparse_attention(
             touch memory outside the tensors; ``mask.validate()`` checks them.
         scale: factor on the logits, 1 / sqrt(D) by default.
         impl: implementation; anything but AUTO is used or refused, never replaced.
+        stats_lse: (B, H, Sq) float32 natural LSE, as of an earlier step; asks for the mass of each
+            kept block against it. The GPU kernels sum it while they attend if blocks have 128
+            keys; otherwise it costs another product of queries and keys.
 
     Returns:
-        Output in q's dtype and the natural LSE; rows without keys give 0 and -inf.
+        Output in q's dtype and the natural LSE; rows without keys give 0 and -inf. With
+        ``stats_lse``, ``block_stats`` (B, H, Nq, Nkv) sums exp(logit - stats_lse) over each kept
+        block, rows with LSE -inf left out; 0 for other blocks.
 
     Raises:
         ValueError: the inputs do not fit together, or ``impl`` cannot take them.
     """
-    reasons = _input_reasons(q, k, v, mask)
+    reasons = _input_reasons(q, k, v, mask) + _stats_reasons(q, stats_lse)
     if reasons:
         raise ValueError("block_sparse_attention: " + "; ".join(reasons))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -77,7 +86,7 @@ def block_sparse_attention(
         reasons = unsupported_reasons(impl, q, k, v, mask)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-    return _run(impl, q, k, v, mask, scale)
+    return _run(impl, q, k, v, mask, scale, stats_lse)
 
 
 def unsupported_reasons(
@@ -112,7 +121,29 @@ def _log_choice(impl: Impl, refused: str, device: str, D: int) -> None:
 
 
 def _run(
-    impl: Impl, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: float
+    impl: Impl,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    scale: float,
+    stats_lse: Tensor | None,
+) -> AttentionOutput:
+    fused = stats_lse if _sums_while_attending(impl, q, mask) else None
+    output = _attend(impl, q, k, v, mask, scale, fused)
+    if stats_lse is None or fused is not None:
+        return output
+    return dataclasses.replace(output, block_stats=_kept_mass(q, k, mask, stats_lse, scale))
+
+
+def _attend(
+    impl: Impl,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    scale: float,
+    stats_lse: Tensor | None,
 ) -> AttentionOutput:
     if impl is Impl.REFERENCE:
         wide = torch.float64 if q.dtype is torch.float64 else torch.float32
@@ -123,12 +154,46 @@ def _run(
     if impl is Impl.TRITON:
         from vidsparse.kernels.triton_attention import attend_triton
 
-        return attend_triton(q, k, v, mask, scale=scale)
+        return attend_triton(q, k, v, mask, scale=scale, stats_lse=stats_lse)
     from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 
     if isinstance(mask, RaggedBlockMask):
         return attend_ragged_gluon(q, k, v, mask, scale=scale)
-    return attend_gluon(q, k, v, mask, scale=scale)
+    return attend_gluon(q, k, v, mask, scale=scale, stats_lse=stats_lse)
+
+
+def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> bool:
+    if isinstance(mask, RaggedBlockMask):
+        return False
+    if impl is Impl.TRITON:
+        return mask.block_kv % triton_config(q.device, q.shape[-1]).block_kv == 0
+    if impl is Impl.GLUON:
+        from vidsparse.kernels.hopper import choose_config
+
+        config = choose_config(q.shape[-1], mask)
+        return config is not None and config.tile_kv == mask.block_kv
+    return False
+
+
+def _kept_mass(
+    q: Tensor, k: Tensor, mask: BlockMask | RaggedBlockMask, lse: Tensor, scale: float
+) -> Tensor:
+    kept = mask.to_dense()
+    if isinstance(mask, RaggedBlockMask):
+        bounds = {"q_offsets": mask.q_offsets, "kv_offsets": mask.kv_offsets}
+        mass = block_mass(q, k, lse, scale=scale, **bounds)
+    else:
+        mass = block_mass(q, k, lse, scale=scale, block_q=mask.block_q, block_kv=mask.block_kv)
+    return mass.masked_fill(~kept, 0.0)
+
+
+def _stats_reasons(q: Tensor, stats_lse: Tensor | None) -> list[str]:
+    if stats_lse is None:
+        return []
+    given = (tuple(stats_lse.shape), stats_lse.dtype, stats_lse.device)
+    if given == (tuple(q.shape[:3]), torch.float32, q.device):
+        return []
+    return [f"stats_lse is {given}; give {(tuple(q.shape[:3]), torch.float32, q.device)}"]
 
 
 def _triton_reasons(q: Tensor) -> list[str]:

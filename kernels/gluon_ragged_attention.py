@@ -61,6 +61,7 @@ def ragged_attention_kernel(
     out_stride_h, out_stride_s, wide_capacity, capacity, num_q_blocks, tiles_per_head,
     scale, seq_q, seq_kv, head_size,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
+    CUBIC_SHARE: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes up to GROUPS x 64 queries of one query block of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -99,7 +100,7 @@ def ragged_attention_kernel(
     # The tuple must be written out: constants are lost when they pass through a variable.
     gl.static_assert(GROUPS == 2)
     gl.warp_specialize([
-        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, BOXES, GROUPS, STAGES, False, True)),  # noqa: E501
-        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, BOXES, GROUPS, STAGES, False, True)),  # noqa: E501
+        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False)),  # noqa: E501
+        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False)),  # noqa: E501
         (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, seq_kv, GROUPS, STAGES)),  # noqa: E501
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

@@ -14,9 +14,11 @@ from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import has_triton, triton_is_interpreted
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.launch import architecture, padded_head_size
+from vidsparse.kernels.tile_statistics import dense_stats
 
 _LOG2_E = 1.4426950408889634
 _GROUP_ROWS = 64
+_GROUP_WARPS = 4
 # Variable blocks that one program of the list builders can handle.
 _MAX_BLOCKS = 4096
 
@@ -32,6 +34,7 @@ class GluonConfig:
         pingpong: let warpgroups take turns in issuing matrix products.
         registers: registers per consumer thread.
         max_registers: budget per thread over all warps.
+        cubic_share: every n-th exponential is computed on the FMA units, for n = 4 or 8; 0: none.
     """
 
     groups: int
@@ -40,6 +43,7 @@ class GluonConfig:
     pingpong: bool
     registers: int
     max_registers: int
+    cubic_share: int = 0
 
 
 # By (padded head size, query rows per CTA); measured with `vidsparse bench kernels`.
@@ -117,6 +121,7 @@ def attend_gluon(
     *,
     scale: float,
     config: GluonConfig | None = None,
+    stats_lse: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -127,6 +132,8 @@ def attend_gluon(
         mask: kept blocks.
         scale: factor on the logits.
         config: CTA shape, by default the table's.
+        stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
+            needs blocks of ``config.tile_kv`` keys.
     """
     config = choose_config(q.shape[-1], mask) if config is None else config
     if config is None:
@@ -134,11 +141,19 @@ def attend_gluon(
     # The layout of q carries over, so that a caller's transposed view stays one.
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    lists = (mask.kv_num_blocks, mask.kv_indices)
-    # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
-    for q_, k_, v_, o_, lse_, counts, indices in _batches(q, k, v, out, lse, *lists):
-        _launch(q_, k_, v_, o_, lse_, counts, indices, mask, scale, config)
-    return AttentionOutput(out, lse)
+    tensors = [q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices]
+    if stats_lse is None:
+        # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
+        for batch in _batches(*tensors):
+            _launch(*batch, batch[4], None, mask, scale, config)
+        return AttentionOutput(out, lse)
+    tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
+    parts = torch.empty(
+        *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS, device=q.device
+    )
+    for batch in _batches(*tensors, stats_lse.contiguous(), parts):
+        _launch(*batch, mask, scale, config)
+    return AttentionOutput(out, lse, dense_stats(parts, mask))
 
 
 def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -157,7 +172,7 @@ def _heads_have_one_stride(x: Tensor) -> bool:
 
 def _launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, counts: Tensor, indices: Tensor,
-    mask: BlockMask, scale: float, config: GluonConfig,
+    stats_lse: Tensor, stats: Tensor | None, mask: BlockMask, scale: float, config: GluonConfig,
 ) -> None:  # fmt: skip
     from vidsparse.kernels.gluon_attention import attention_kernel
     from vidsparse.kernels.triton_lists import launch_order
@@ -170,10 +185,12 @@ def _launch(
     rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
     attention_kernel[(len(order),)](
         _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
-        lse, order, counts, indices, stride_h, scale * _LOG2_E, Sq, k.shape[1],
+        lse, order, counts, indices, stats_lse, lse if stats is None else stats,
+        stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
-        PINGPONG=config.pingpong, REGISTERS=config.registers,
+        PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
+        STATS=stats is not None,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 
@@ -248,5 +265,6 @@ def _launch_ragged(
         wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
         scale * _LOG2_E, q.shape[1], k.shape[1], D,
         GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,
+        CUBIC_SHARE=shape.cubic_share,
         num_warps=4, maxnreg=shape.max_registers,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch import Tensor
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.launch import LaunchConfig, padded_head_size, triton_config
+from vidsparse.kernels.tile_statistics import dense_stats
 from vidsparse.kernels.triton_permute import shared_strides
 
 LOG2_E = math.log2(math.e)
@@ -49,9 +50,10 @@ def _attention_kernel(
     v_stride_b, v_stride_h, v_stride_s,
     out_stride_b, out_stride_h, out_stride_s,
     list_stride_b, list_stride_h,
-    H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2,
+    H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2, stats_lse_ptr, stats_ptr,
     BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, SCALAR: tl.constexpr,
+    STATS: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_Q queries of one head."""
     tile = tl.program_id(0)
@@ -74,6 +76,11 @@ def _attention_kernel(
     row_sum = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, PAD_D], tl.float32)
     offsets = tl.arange(0, BLOCK_KV)
+    if STATS:
+        other = tl.load(stats_lse_ptr + head * Sq + rows, mask=row_inside, other=float("inf"))
+        # Rows outside and rows without keys weigh nothing.
+        other = tl.where(other == float("-inf"), float("inf"), other) * 1.4426950408889634
+        stats_ptr += (head * tl.num_programs(0) + tile) * num_kv_blocks * (CHUNK // BLOCK_KV)
     for start in tl.range(0, count * CHUNK, BLOCK_KV, num_stages=STAGES):
         if SCALAR:
             keys = tl.load(index_ptr + start // CHUNK) * CHUNK + start % CHUNK + offsets
@@ -88,6 +95,10 @@ def _attention_kernel(
         scores = tl.dot(q, k.T, input_precision="ieee") * scale_log2
         scores = tl.where(inside[None, :], scores, float("-inf"))
         weights, decay, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
+        if STATS:
+            base = tl.where(row_max == float("-inf"), 0.0, row_max)
+            mass = tl.sum(tl.sum(weights, 1) * tl.math.exp2(base - other), 0)
+            tl.store(stats_ptr + start // BLOCK_KV, mass)
         v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     out_ptr += b * out_stride_b + h * out_stride_h
@@ -128,6 +139,7 @@ def attend_triton(
     *,
     scale: float,
     config: LaunchConfig | None = None,
+    stats_lse: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -138,6 +150,8 @@ def attend_triton(
         mask: kept blocks.
         scale: factor on the logits.
         config: launch configuration, by default the table's.
+        stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
+            needs blocks of a multiple of ``config.block_kv`` keys.
     """
     config = triton_config(q.device, q.shape[-1]) if config is None else config
     if isinstance(mask, RaggedBlockMask):
@@ -151,17 +165,21 @@ def attend_triton(
     block_q = tile_rows(config.block_q, mask.block_q)
     tiles = mask.num_q_blocks * triton.cdiv(mask.block_q, block_q)
     PAD_D = padded_head_size(D)
+    parts = lse
+    if stats_lse is not None:
+        shape = (B, H, tiles, mask.num_kv_blocks, mask.block_kv // config.block_kv)
+        parts, stats_lse = torch.empty(shape, device=q.device), stats_lse.contiguous()
     _attention_kernel[(tiles, B * H)](
         q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks),
         H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
-        scale * LOG2_E,
+        scale * LOG2_E, lse if stats_lse is None else stats_lse, parts,
         BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
         EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=mask.block_kv % config.block_kv == 0,
-        num_warps=config.num_warps,
+        STATS=stats_lse is not None, num_warps=config.num_warps,
     )  # fmt: skip
-    return AttentionOutput(out, lse)
+    return AttentionOutput(out, lse, None if stats_lse is None else dense_stats(parts, mask))
 
 
 def tile_rows(preferred: int, block_q: int) -> int:

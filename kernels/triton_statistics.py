@@ -35,7 +35,9 @@ def _block_mass_kernel(
             keys = column * BLOCK_KV + offsets
             valid = (keys < Skv) & (offsets < BLOCK_KV)
             k = load_rows(k_ptr, keys, k_stride_s, valid, D, PAD_D, EVEN_D)
-            weights = tl.math.exp2(tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse[:, None])
+            weights = tl.math.exp2(
+                tl.dot(q, k.T, input_precision="ieee") * scale_log2 - lse[:, None]
+            )
             total += tl.sum(tl.where(valid[None, :], weights, 0.0))
         tl.store(target + column, total)
 
@@ -57,7 +59,11 @@ def _row_lse_kernel(
     for start in tl.range(0, Skv, TILE_KV, num_stages=STAGES):
         keys = start + tl.arange(0, TILE_KV)
         k = load_rows(k_ptr, keys, k_stride_s, keys < Skv, D, PAD_D, EVEN_D)
-        scores = tl.where((keys < Skv)[None, :], tl.dot(q, k.T, input_precision="ieee") * scale_log2, float("-inf"))
+        scores = tl.where(
+            (keys < Skv)[None, :],
+            tl.dot(q, k.T, input_precision="ieee") * scale_log2,
+            float("-inf"),
+        )
         _, _, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
     lse = (row_max + tl.math.log2(row_sum)) * 0.6931471805599453
     tl.store(lse_ptr + head * Sq + rows, lse, mask=rows < Sq)

@@ -11,6 +11,7 @@ from vidsparse.kernels.block_sparse_attention import (
     block_sparse_attention,
     unsupported_reasons,
 )
+from vidsparse.kernels.reference import block_mass_reference
 from vidsparse.kernels.testing import (
     assert_as_exact_as_eager,
     poison_dropped_keys,
@@ -262,3 +263,32 @@ def test_an_explicit_impl_is_refused_not_replaced() -> None:
 def test_merging_without_lse_is_refused() -> None:
     with pytest.raises(ValueError, match="each with its lse"):
         merge_attention([AttentionOutput(torch.zeros(1, 1, 1, 1), None)])
+
+
+@pytest.mark.parametrize(("device", "impl", "dtype"), IMPLS)
+@pytest.mark.parametrize("blocks", [(64, 128, 64), (128, 128, 128), (64, 32, 64), (192, 128, 64)])
+def test_block_stats_are_the_mass_of_kept_blocks(
+    device: str, impl: Impl, dtype: torch.dtype, blocks: tuple[int, int, int]
+) -> None:
+    block_q, block_kv, D = blocks
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = make_qkv((2, 2, 300, 333, D), dtype, generator)
+    mask = random_block_mask(2, 2, 300, 333, block_q=block_q, block_kv=block_kv, density=0.5,
+                             generator=generator)  # fmt: skip
+    skip_if_unsupported(impl, q, k, v, mask)
+    earlier = torch.logsumexp((q.float() @ k.float().mT) * D**-0.5, -1) + 0.5
+    earlier[:, :, 3] = -torch.inf
+    output = block_sparse_attention(q, k, v, mask, impl=impl, stats_lse=earlier)
+    edges = [
+        torch.arange(-(-s // b) + 1).mul(b).clamp(max=s)
+        for s, b in ((300, block_q), (333, block_kv))
+    ]
+    expected = block_mass_reference(
+        q, k, earlier.masked_fill(earlier.isneginf(), torch.inf), *edges
+    )
+    expected = expected.masked_fill(~mask.to_dense(), 0)
+    assert output.block_stats is not None
+    torch.testing.assert_close(output.block_stats.double(), expected, rtol=2e-3, atol=1e-3)
+    plain = block_sparse_attention(q, k, v, mask, impl=impl)
+    assert plain.block_stats is None
+    torch.testing.assert_close(output.out, plain.out)
