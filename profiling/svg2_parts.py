@@ -15,17 +15,14 @@ from vidsparse.attention import attend_permuted, restore_output
 from vidsparse.kernels.block_sparse_attention import block_sparse_attention
 from vidsparse.kernels.kmeans import kmeans
 from vidsparse.kernels.permute import permute_qkv, sort_by_label
-from vidsparse.methods.budget import flat_top_k
+from vidsparse.methods.budget import flat_top_k, shared_top_k
 from vidsparse.methods.clusters import (
-    keep_heaviest,
     keep_top_p,
     log_cluster_mass,
     log_key_weight,
-    rank_clusters,
     spread_tokens,
-    video_pair_budget,
 )
-from vidsparse.methods.svg2 import Svg2
+from vidsparse.methods.svg2 import Svg2, video_density
 from vidsparse.plan import CallSite
 from vidsparse.profiling.bench import dense_functions
 from vidsparse.profiling.bench_methods import CASES, MethodCase
@@ -50,8 +47,8 @@ def parts(
     ]
     (q_labels, q_centroids, q_sizes), (k_labels, k_centroids, k_sizes) = clusters
     mass = log_cluster_mass(q_centroids, k_centroids, k_sizes)
-    weight, pairs = log_key_weight(mass, k_sizes), video_pair_budget(density, layout)
-    share = pairs / layout.video_tokens**2
+    weight, share = log_key_weight(mass, k_sizes), video_density(density, layout)
+    sizes = q_sizes.long(), k_sizes.long()
     state = method.init_state()
     site = CallSite("transformer", 1, 2, 10, 50, 0.5, 0, 0)
     plan = method.plan(q, k, v, layout, site, state)
@@ -71,9 +68,9 @@ def parts(
         "score": lambda: log_key_weight(
             log_cluster_mass(q_centroids, k_centroids, k_sizes), k_sizes
         ),
-        "choose, shared heads": lambda: keep_heaviest(weight, q_sizes, k_sizes, pairs),
-        "choose, equal heads": lambda: flat_top_k(weight, share, q_sizes.long(), k_sizes.long()),
-        "choose, top-p": lambda: keep_top_p(rank_clusters(mass), 0.9),
+        "choose, shared heads": lambda: shared_top_k(weight, share, *sizes),
+        "choose, equal heads": lambda: flat_top_k(weight, share, *sizes),
+        "choose, top-p": lambda: keep_top_p(mass, 0.9),
         "permute q k v": lambda: permute_qkv(q, k, v, plan.q_order, plan.kv_order),
         "kernel": lambda: block_sparse_attention(*moved, plan.mask),
         "restore": lambda: restore_output(output, plan),

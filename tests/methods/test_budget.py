@@ -10,6 +10,7 @@ from vidsparse.methods.budget import (
     check_density,
     flat_top_k,
     row_top_k,
+    shared_top_k,
     top_p,
 )
 
@@ -96,6 +97,59 @@ def test_flat_equals_a_slow_greedy_choice(case):
         assert torch.equal(kept[b, h], slow)
 
 
+@settings(max_examples=100, deadline=None)
+@given(maps())
+def test_shared_is_flat_over_the_heads_laid_end_to_end(case):
+    scores, q_sizes, kv_sizes, forced, density = case
+    kept = shared_top_k(scores, density, q_sizes, kv_sizes, forced=forced)
+    B, H, Nq, Nkv = scores.shape
+    end_to_end = scores.view(B, 1, H * Nq, Nkv)
+    expected = flat_top_k(
+        end_to_end, density, q_sizes.repeat(H), kv_sizes, forced=forced.repeat(H, 1)
+    )
+    assert torch.equal(kept, expected.view(scores.shape))
+
+
+def test_shared_gives_more_to_heads_that_look_everywhere():
+    mass = torch.softmax(scores_of(4, 1, 2, 30, 40) * torch.tensor([0.1, 20.0])[:, None, None], -1)
+    kept = shared_top_k(mass.log(), 0.3, 5 * ones(30), 5 * ones(40))
+    assert int(kept.sum()) == 720
+    share = kept.float().mean((0, 2, 3))
+    assert share[0] > share[1] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [(2, "0001 0001"), (3, "0001 0101"), (4, "0001 0111"), (5, "0011 0111")]
+)
+def test_shared_takes_scores_of_any_sign_and_infinite_ones(count, kept):
+    # Both zeros are equal, so the first of them comes first.
+    scores = torch.tensor([[[[-1e30, -2.0, -0.0, 0.1]], [[-torch.inf, 3.0, 1e-40, 1e30]]]])
+    chosen = shared_top_k(scores, count / 8, ones(1), ones(4)).int()
+    assert " ".join("".join(map(str, row)) for row in chosen[0, :, 0].tolist()) == kept
+
+
+def test_shared_ties_go_to_the_first_head_and_column():
+    scores = torch.tensor([[[[5.0, -0.0, 0.0]], [[0.0, 0.0, 5.0]]]])
+    assert shared_top_k(scores, 4 / 6, ones(1), ones(3)).flatten().int().tolist() == [
+        *(1, 1, 1),
+        *(0, 0, 1),
+    ]
+
+
+def test_shared_rows_of_a_batch_are_apart_and_sizes_may_differ_by_head():
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.randn(2, 3, 7, 50, generator=generator)
+    q_sizes, kv_sizes = (torch.randint(0, 90, (2, 3, n), generator=generator) for n in (7, 50))
+    kept = shared_top_k(scores, 0.4, q_sizes, kv_sizes)
+    pairs = q_sizes[..., None] * kv_sizes[..., None, :]
+    held = (kept * pairs).sum((1, 2, 3)) / pairs.sum((1, 2, 3))
+    largest = pairs.amax((1, 2, 3)) / pairs.sum((1, 2, 3))
+    assert bool((held >= 0.4 - 1e-6).all())
+    assert bool((held < 0.4 + largest).all())
+    alone = shared_top_k(scores[1:], 0.4, q_sizes[1:], kv_sizes[1:])
+    assert torch.equal(kept[1:], alone)
+
+
 @settings(max_examples=150, deadline=None)
 @given(maps())
 def test_row_keeps_forced_blocks_and_one_per_row(case):
@@ -131,7 +185,7 @@ def test_row_takes_full_text_rows_from_the_others():
 def test_more_budget_only_adds_blocks(case, a, b):
     scores, q_sizes, kv_sizes, forced, _ = case
     low, high = sorted((max(a, 0.01), max(b, 0.01)))
-    for kind in ("flat", "row", "top_p"):
+    for kind in ("flat", "shared", "row", "top_p"):
         mass = torch.softmax(scores, -1)
         small, large = (
             Budget(kind, density=x, p=x).select(mass, forced, q_sizes, kv_sizes)
@@ -183,6 +237,10 @@ def test_impossible_budgets_are_refused(wrong):
 
 
 def test_a_density_below_the_forced_one_names_the_least():
-    check_density(0.25, 0.25)
-    with pytest.raises(UsageError, match=r"density=0\.2 .*at least 0\.2501"):
-        check_density(0.2, 0.25004)
+    check_density(0.25, 0.25, "text")
+    with pytest.raises(UsageError) as error:
+        check_density(0.2, 0.25004, "text and each block's own keys")
+    assert str(error.value) == (
+        "density=0.2 is too small here: text and each block's own keys always stay and take "
+        "0.2500 of all query-key pairs; use a density of at least 0.2501"
+    )

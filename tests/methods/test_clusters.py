@@ -2,21 +2,16 @@ import pytest
 import torch
 
 from vidsparse.errors import UsageError
-from vidsparse.methods.clusters import (
-    keep_heaviest,
-    keep_top_p,
-    log_cluster_mass,
-    log_key_weight,
-    rank_clusters,
-)
+from vidsparse.methods.budget import shared_top_k
+from vidsparse.methods.clusters import keep_top_p, log_cluster_mass, log_key_weight
 
 
 def tensor(rows):
     return torch.tensor(rows)[None, None]
 
 
-def ranked(rows):
-    return rank_clusters(tensor(rows).log())
+def log_mass_of(rows):
+    return tensor(rows).log()
 
 
 def random_case(seed, H=3, Nq=7, Nk=50):
@@ -65,13 +60,13 @@ def test_mass_of_the_published_case():
 def test_top_p_of_the_published_case(p, min_ratio, kept):
     # svg.md T3.
     log_mass = log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES)
-    mask = keep_top_p(rank_clusters(log_mass), p, min_ratio=min_ratio)
+    mask = keep_top_p(log_mass, p, min_ratio=min_ratio)
     assert mask.equal(tensor(kept).bool())
 
 
 def test_pairs_of_the_published_case():
     # svg.md T3: 3 * 1 + 4 * 2 of 7 * 7 pairs.
-    mask = keep_top_p(rank_clusters(log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES)), 0.5)
+    mask = keep_top_p(log_cluster_mass(Q_CENTROIDS, K_CENTROIDS, K_SIZES), 0.5)
     assert kept_pairs(mask, tensor([3, 4]), K_SIZES) == 11
 
 
@@ -80,29 +75,27 @@ def test_pairs_of_the_published_case():
 )
 def test_the_cluster_that_crosses_p_is_kept_and_equality_keeps_one_more(p, count):
     # svg.md T2 with masses that binary fractions hold exactly.
-    assert int(keep_top_p(ranked([[0.5, 0.25, 0.125, 0.125]]), p).sum()) == count
+    assert int(keep_top_p(log_mass_of([[0.5, 0.25, 0.125, 0.125]]), p).sum()) == count
 
 
 def test_minimum_ratio_keeps_that_share():
-    assert int(keep_top_p(ranked([[0.5, 0.3, 0.15, 0.05]]), 0.01, min_ratio=0.5).sum()) == 2
+    assert int(keep_top_p(log_mass_of([[0.5, 0.3, 0.15, 0.05]]), 0.01, min_ratio=0.5).sum()) == 2
 
 
 @pytest.mark.parametrize("p", [0, -0.1, 1.01])
 def test_p_out_of_range_says_so(p):
     with pytest.raises(UsageError, match=r"must lie in \(0, 1\]"):
-        keep_top_p(ranked([[0.5, 0.5]]), p)
+        keep_top_p(log_mass_of([[0.5, 0.5]]), p)
 
 
 def test_minimum_ratio_out_of_range_says_so():
     with pytest.raises(UsageError, match=r"\[0, 1\]"):
-        keep_top_p(ranked([[0.5, 0.5]]), 0.5, min_ratio=1.5)
+        keep_top_p(log_mass_of([[0.5, 0.5]]), 0.5, min_ratio=1.5)
 
 
 def test_empty_clusters_rank_behind_clusters_whose_mass_underflows():
     q, k = tensor([[1.0]]), tensor([[0.0], [-1e4], [50.0]])
-    mask = keep_top_p(
-        rank_clusters(log_cluster_mass(q, k, tensor([4, 4, 0]), scale=1.0)), 0.01, min_ratio=0.67
-    )
+    mask = keep_top_p(log_cluster_mass(q, k, tensor([4, 4, 0]), scale=1.0), 0.01, min_ratio=0.67)
     assert mask.flatten().tolist() == [True, True, False]
 
 
@@ -111,12 +104,12 @@ def test_small_masses_are_summed_exactly():
     generator = torch.Generator().manual_seed(0)
     mass = torch.softmax(torch.randn(1, 1, 20, 1000, generator=generator).double() * 0.3, -1)
     ahead = mass.sort(descending=True).values.cumsum(-1) - mass.sort(descending=True).values
-    counts = keep_top_p(rank_clusters(mass.float().log()), 0.9).sum(-1)
+    counts = keep_top_p(mass.float().log(), 0.9).sum(-1)
     assert (counts - (ahead <= 0.9).sum(-1)).abs().max() <= 1
 
 
 def test_top_p_grows_with_p_and_with_the_ratio():
-    ranks = rank_clusters(random_case(1)[0])
+    ranks = random_case(1)[0]
     masks = [keep_top_p(ranks, p) for p in (0.1, 0.5, 0.9, 1)]
     masks += [keep_top_p(ranks, 0.5, min_ratio=ratio) for ratio in (0.3, 1)]
     for small, large in ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5)):
@@ -141,15 +134,6 @@ def test_two_halves_of_a_cluster_hold_its_mass():
     torch.testing.assert_close(halves[..., 1] + halves[..., 2], whole[..., 1])
 
 
-def weights_case(seed):
-    log_mass, q_sizes, k_sizes = random_case(seed)
-    return log_key_weight(log_mass, k_sizes), q_sizes, k_sizes
-
-
-def all_pairs(weight, q_sizes, k_sizes):
-    return kept_pairs(torch.ones_like(weight, dtype=torch.bool), q_sizes, k_sizes)
-
-
 def test_key_weight_is_the_mass_of_one_key():
     q, k = tensor([[0.3, -1.0]]), tensor([[1.0, 2.0], [0.5, -1.0], [9.0, 9.0]])
     sizes = tensor([10, 6, 0])
@@ -161,51 +145,12 @@ def test_key_weight_is_the_mass_of_one_key():
     )
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.8])
-def test_budget_is_met_from_below(share):
-    case = weights_case(3)
-    total, H = all_pairs(*case), case[1].shape[1]
-    kept = kept_pairs(keep_heaviest(*case, share * total / H), *case[1:])
-    largest = int(case[1].max()) * int(case[2].max())
-    assert share * total - largest <= kept <= share * total
-
-
-def test_kept_weights_are_above_the_dropped_ones_in_all_heads():
-    weight, q_sizes, k_sizes = weights_case(4)
-    mask = keep_heaviest(weight, q_sizes, k_sizes, 0.4 * all_pairs(weight, q_sizes, k_sizes) / 3)
-    best = torch.zeros_like(mask).scatter(-1, weight.argmax(-1, keepdim=True), True)
-    assert weight[~mask].max() < weight[mask & ~best].min()
-    per_head = mask.float().mean((0, 2, 3))
-    assert per_head.max() > per_head.min()
-
-
-def test_smallest_budget_keeps_the_best_cluster_of_every_row():
-    weight, q_sizes, k_sizes = weights_case(5)
-    mask = keep_heaviest(weight, q_sizes, k_sizes, 1.0)
-    assert mask.sum(-1).eq(1).all()
-    assert mask.gather(-1, weight.argmax(-1, keepdim=True)).all()
-
-
-def test_budget_of_everything_keeps_every_token():
-    weight, q_sizes, k_sizes = weights_case(6)
-    total = all_pairs(weight, q_sizes, k_sizes)
-    mask = keep_heaviest(weight, q_sizes, k_sizes, total / 3)
-    assert kept_pairs(mask, q_sizes, k_sizes) == total
-
-
 def test_more_mass_than_whole_clusters_by_mass():
     # The point of ranking by the weight of a key: more mass for the same pairs.
     log_mass, q_sizes, k_sizes = random_case(9)
     k_sizes = k_sizes.clamp(min=1)
     log_mass = torch.log_softmax(log_mass + k_sizes[..., None, :].log(), -1)
-    budget = 0.2 * all_pairs(log_mass, q_sizes, k_sizes) / 3
-    by_key = keep_heaviest(log_key_weight(log_mass, k_sizes), q_sizes, k_sizes, budget)
-    by_mass = keep_heaviest(log_mass, q_sizes, k_sizes, budget)
+    by_key = shared_top_k(log_key_weight(log_mass, k_sizes), 0.2, q_sizes, k_sizes)
+    by_mass = shared_top_k(log_mass, 0.2, q_sizes, k_sizes)
     mass = log_mass.exp() * q_sizes[..., None]
     assert (mass * by_key).sum() > (mass * by_mass).sum()
-
-
-def test_a_batch_row_ignores_the_others():
-    case, other = weights_case(7), weights_case(8)
-    both = [torch.cat(pair) for pair in zip(case, other, strict=True)]
-    assert keep_heaviest(*both, 9000.0)[:1].equal(keep_heaviest(*case, 9000.0))

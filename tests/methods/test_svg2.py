@@ -8,8 +8,8 @@ from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method
-from vidsparse.methods.clusters import spread_tokens, video_pair_budget
-from vidsparse.methods.svg2 import Svg2
+from vidsparse.methods.clusters import spread_tokens
+from vidsparse.methods.svg2 import Svg2, video_density
 from vidsparse.plan import CallSite
 from vidsparse.schedule import DenseSchedule
 
@@ -265,8 +265,19 @@ def test_parameters_out_of_range_say_so(options, message):
 
 def test_density_below_the_text_names_the_least_possible():
     layout = VideoLayout(2, 4, 4, text_after=32)
-    with pytest.raises(UsageError, match=r"use more than 0\.750"):
-        video_pair_budget(0.5, layout)
+    with pytest.raises(UsageError, match=r"32 text tokens .* density of at least 0\.7500"):
+        video_density(0.5, layout)
+    assert video_density(1.0, layout) == 1
+
+
+def test_a_density_that_text_takes_whole_leaves_each_query_cluster_its_best():
+    layout = VideoLayout(4, 8, 8, text_after=256)
+    q, k, v = qkv(layout)
+    made = plan(Svg2(density=0.75, q_clusters=8, k_clusters=16), q, k, layout)
+    assert made.mask.mask[:, :, :8, :16].sum(-1).eq(1).all()
+    assert 0.75 < float(made.density()) < 0.8
+    expected, _ = masked_dense(q, k, v, made)
+    torch.testing.assert_close(run_plan(q, k, v, made).out, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_default_clusters_are_the_published_ones():

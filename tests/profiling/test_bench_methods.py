@@ -47,11 +47,11 @@ def test_command_saves_every_row(tmp_path, capsys):
     options = "--cases tiny --methods svg2,svg2:refresh_every=2 --densities 0.3,0.2 --repeats 1"
     main([*options.split(), "--device", "cpu", "--out", str(out)])
     saved = json.loads(out.read_text())
-    assert [(r["method"], r["density"] <= 0.3) for r in saved["rows"]] == [
-        ("svg2", True),
-        ("svg2", True),
-        ("svg2:refresh_every=2", True),
-        ("svg2:refresh_every=2", True),
+    assert [(r["method"], r["requested_density"]) for r in saved["rows"]] == [
+        ("svg2", 0.3),
+        ("svg2", 0.2),
+        ("svg2:refresh_every=2", 0.3),
+        ("svg2:refresh_every=2", 0.2),
     ]
     assert saved["meta"]["torch"] == torch.__version__
     assert len(capsys.readouterr().out.splitlines()) == 4

@@ -5,6 +5,7 @@ the lower index wins. Forced blocks come first, count against the budget, and ev
 least its best block.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +14,12 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.top_blocks import keep_top_weight
+from vidsparse.methods.budget_search import before, even_level, keep_across_heads, spread_evenly
 
-BudgetKind = Literal["flat", "row", "top_p", "threshold"]
-BUDGET_KINDS: tuple[BudgetKind, ...] = ("flat", "row", "top_p", "threshold")
+BudgetKind = Literal["flat", "shared", "row", "top_p", "threshold"]
+BUDGET_KINDS: tuple[BudgetKind, ...] = ("flat", "shared", "row", "top_p", "threshold")
+# Kinds that meet a requested density.
+DENSITY_KINDS: tuple[BudgetKind, ...] = ("flat", "shared", "row")
 
 # Share of all pairs that a request may be off through rounding of its decimal fraction.
 _SLACK = 1e-9
@@ -26,11 +30,12 @@ class Budget:
     """How much of a map may be kept, and who competes with whom.
 
     Attributes:
-        kind: "flat" ranks the whole map of a head, "row" each query block's row, "top_p" keeps
-            the best blocks of a row until they hold a share ``p`` of its scores, "threshold"
-            every block whose score reaches ``threshold``.
-        density: kept share of query-key pairs for "flat" and "row", in (0, 1]; the least share of
-            keys per row for "top_p", in [0, 1].
+        kind: "flat" ranks the whole map of a head, "shared" the maps of all heads of a batch row
+            together, "row" each query block's row, "top_p" keeps the best blocks of a row until
+            they hold a share ``p`` of its scores, "threshold" every block whose score reaches
+            ``threshold``.
+        density: kept share of query-key pairs for "flat", "shared" and "row", in (0, 1]; the
+            least share of keys per row for "top_p", in [0, 1].
         p: share of a row's score for "top_p", in [0, 1].
         threshold: least score for "threshold".
 
@@ -68,6 +73,8 @@ class Budget:
         """
         if self.kind == "flat":
             return flat_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
+        if self.kind == "shared":
+            return shared_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
         if self.kind == "row":
             return row_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
         if self.kind == "top_p":
@@ -109,6 +116,37 @@ def flat_top_k(
     return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
 
+def shared_top_k(
+    scores: Tensor,
+    density: float,
+    q_sizes: Tensor,
+    kv_sizes: Tensor,
+    *,
+    forced: Tensor | None = None,
+) -> Tensor:
+    """Keep the best blocks of all heads of a batch row until they hold a share of their pairs.
+
+    One threshold serves all heads: heads that look everywhere get more of the budget, heads that
+    look at few keys less. Scores of different heads must mean the same. It is ``flat_top_k`` of
+    the heads' maps laid end to end.
+
+    Args:
+        scores: (B, H, Nq, Nkv) floating, compared in float32.
+        density: kept share of query-key pairs, the mean over the heads, in (0, 1].
+        q_sizes: (..., Nq) integer tokens per query block.
+        kv_sizes: (..., Nkv) integer tokens per key block.
+        forced: bool, broadcastable to the scores.
+
+    Returns:
+        (B, H, Nq, Nkv) bool.
+    """
+    kept = _with_floor(scores, forced)
+    pairs = q_sizes[..., :, None].float() * kv_sizes[..., None, :].float()
+    every = pairs.expand(scores.shape).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
+    ranked = scores.float().masked_fill(kept, torch.inf)
+    return keep_across_heads(ranked, pairs, (density - _SLACK) * every) | kept
+
+
 def row_top_k(
     scores: Tensor,
     density: float,
@@ -138,9 +176,9 @@ def row_top_k(
     order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
     need = (kept * kv_sizes[..., None, :]).sum(-1).double()
-    level = _even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True))
-    rounding = _spread(scores.shape[-2], scores.device)[:, None] * sizes
-    wanted = _before(sizes) < level[..., None] - rounding - _SLACK * kv_sizes.sum()
+    level = even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True))
+    rounding = spread_evenly(scores.shape[-2], scores.device)[:, None] * sizes
+    wanted = before(sizes) < level[..., None] - rounding - _SLACK * kv_sizes.sum()
     return _unsort(wanted, order) | kept
 
 
@@ -154,7 +192,8 @@ def top_p(
 ) -> Tensor:
     """Keep the best blocks of every row until they hold a share ``p`` of its mass.
 
-    A block is kept while what comes before it holds at most ``p``, as in SVG2.
+    A block is kept while what comes before it holds at most ``p``, as in SVG2: the block that
+    crosses ``p`` is in, and one that reaches it exactly has the next one kept too.
 
     Args:
         mass: (B, H, Nq, Nkv) floating, at least 0, each row sums to 1; summed in float32 at
@@ -174,10 +213,11 @@ def top_p(
     kept = _with_floor(mass, forced)
     order = torch.argsort(mass.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     exact = mass.to(torch.promote_types(mass.dtype, torch.float32))
-    held = _before(exact.gather(-1, order))
+    # Sums from the largest mass down would stall at 1 and make all small blocks look alike.
+    tail = exact.gather(-1, order).flip(-1).cumsum(-1).flip(-1)
     sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
     least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None]
-    wanted = (held <= p) | (_before(sizes) < least)
+    wanted = (tail >= 1 - p) | (before(sizes) < least)
     return _unsort(wanted, order) | kept
 
 
@@ -186,21 +226,22 @@ def above_threshold(scores: Tensor, threshold: float, *, forced: Tensor | None =
     return (scores >= threshold) | _with_floor(scores, forced)
 
 
-def check_density(density: float, least: float) -> None:
+def check_density(density: float, least: float, always: str) -> None:
     """Refuse a density that forced blocks alone exceed.
 
     Args:
         density: what was asked for.
         least: share of pairs in forced blocks.
+        always: what those hold, for people, such as "text".
 
     Raises:
         UsageError: ``density`` is below ``least``.
     """
     if density < least - _SLACK:
-        enough = min(1.0, least + 5e-5)
+        enough = min(1.0, math.ceil(least * 1e4) / 1e4)
         raise UsageError(
-            f"density={density} is too small here: text, first frame and each block's own "
-            f"neighbourhood alone are {least:.4f}; use a density of at least {enough:.4f}"
+            f"density={density} is too small here: {always} always stay and take {least:.4f} of "
+            f"all query-key pairs; use a density of at least {enough:.4f}"
         )
 
 
@@ -213,37 +254,5 @@ def _with_floor(scores: Tensor, forced: Tensor | None) -> Tensor:
     return forced | (best & ~forced.any(-1, keepdim=True))
 
 
-def _before(sizes: Tensor) -> Tensor:
-    """Sum what precedes each entry of the last dimension."""
-    return torch.nn.functional.pad(sizes.cumsum(-1)[..., :-1], (1, 0))
-
-
 def _unsort(kept: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(kept).scatter_(-1, order, kept)
-
-
-def _even_level(need: Tensor, q_sizes: Tensor, keys: Tensor) -> Tensor:
-    """Return (..., Nq) keys per row: an even level, more where a row needs more.
-
-    Args:
-        need: (..., Nq) float64 keys that each row keeps in any case.
-        q_sizes: (..., Nq) tokens per row.
-        keys: (..., 1) wanted mean over the tokens.
-    """
-    weights = q_sizes.double().expand(need.shape)
-    needs, rank = need.sort(-1, descending=True)
-    weights = weights.gather(-1, rank)
-    total = weights.sum(-1, keepdim=True)
-    # Level when the k neediest rows keep what they need and the others share the rest.
-    spent, used = _before(needs * weights), _before(weights)
-    level = ((keys * total - spent) / (total - used)).amin(-1, keepdim=True)
-    return torch.maximum(need, level)
-
-
-def _spread(count: int, device: torch.device) -> Tensor:
-    """Return (count,) float64 in (0, 1): evenly spaced values, neighbours far apart."""
-    ids = torch.arange(count, device=device, dtype=torch.float64)
-    shuffled = torch.argsort(torch.frac(ids * 0.6180339887498949))
-    values = torch.empty_like(ids)
-    values[shuffled] = (ids + 0.5) / max(count, 1)
-    return values

@@ -12,7 +12,7 @@ from vidsparse.kernels.pooling import pooled_means
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
-from vidsparse.methods.budget import Budget, BudgetKind, check_density
+from vidsparse.methods.budget import DENSITY_KINDS, Budget, BudgetKind, check_density
 from vidsparse.methods.clusters import log_cluster_mass
 from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
 from vidsparse.plan import AttentionPlan, CallSite
@@ -33,8 +33,9 @@ class Draft(SparseMethod):
     Attributes:
         density: kept share of query-key pairs, text and own blocks included, in (0, 1]; the
             least share of each row for the budget "top_p", without effect for "threshold".
-        budget: "flat" ranks all blocks of a head, "row" each row, "top_p" takes a share ``p`` of
-            each row's draft mass, "threshold" every block with a draft mass of ``threshold``.
+        budget: "flat" ranks all blocks of a head, "shared" those of all heads together, "row"
+            each row, "top_p" takes a share ``p`` of each row's draft mass, "threshold" every
+            block with a draft mass of ``threshold``.
         p: share of a row's draft mass for "top_p", in [0, 1].
         threshold: least draft mass of a block for "threshold", in [0, 1].
         tiling: "windows", "strips", or "auto": windows where all are one kernel block, else strips.
@@ -83,11 +84,12 @@ class Draft(SparseMethod):
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
     ) -> AttentionPlan | None:
         """Draw the draft map of one call and keep its best blocks."""
-        if self.density == 1 and self.budget in ("flat", "row"):
+        if self.density == 1 and self.budget in DENSITY_KINDS:
             return None
         geometry = self.geometry(layout, q.device, q.shape[3])
-        if self.budget in ("flat", "row"):
-            check_density(self.density, geometry.least_density)
+        if self.budget in DENSITY_KINDS:
+            always = "text, first frame and" if self.first_frame else "text and"
+            check_density(self.density, geometry.least_density, f"{always} each block's own keys")
         sizes = geometry.q.sizes, geometry.kv.sizes
         scores = draft_map(q, k, geometry, second_moment=self.second_moment)
         return geometry.plan(self._budget().select(scores, geometry.forced, *sizes))
@@ -117,7 +119,7 @@ class Draft(SparseMethod):
         """Vary the density, the budget's reach and the draft map."""
         return {
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
-            "budget": SearchRange(("flat", "row")),
+            "budget": SearchRange(("flat", "row", "shared")),
             "frames": SearchRange((1, 2, 4)),
             "second_moment": SearchRange((False, True)),
             "first_frame": SearchRange((False, True)),

@@ -49,7 +49,7 @@ class Oracle(SparseMethod):
         if self.density == 1:
             return None
         geometry = self._geometry(q, layout)
-        check_density(self.density, geometry.least_density)
+        check_density(self.density, geometry.least_density, "text and a block per row")
         sizes = geometry.q.sizes, geometry.kv.sizes
         mass = exact_mass(q, k, geometry)
         return geometry.plan(flat_top_k(mass, self.density, *sizes, forced=geometry.forced))

@@ -50,7 +50,7 @@ class RandomBlocks(SparseMethod):
             return None
         blocks = self.blocks or block_sizes(q.device, q.shape[3])
         geometry = raster_geometry(layout, blocks, q.device, own=False)
-        check_density(self.density, geometry.least_density)
+        check_density(self.density, geometry.least_density, "text and a block per row")
         shape = (*q.shape[:2], *geometry.forced.shape)
         generator = site_generator(site, self.seed, q.device)
         scores = torch.rand(shape, generator=generator, device=q.device)

@@ -12,15 +12,12 @@ from vidsparse.kernels.kmeans import Clusters, kmeans
 from vidsparse.kernels.permute import sort_by_label
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
-from vidsparse.methods.budget import flat_top_k
+from vidsparse.methods.budget import Budget, BudgetKind, check_density
 from vidsparse.methods.clusters import (
-    keep_heaviest,
     keep_top_p,
     log_cluster_mass,
     log_key_weight,
-    rank_clusters,
     spread_tokens,
-    video_pair_budget,
 )
 from vidsparse.methods.finite_check import FiniteCheck
 from vidsparse.plan import AttentionPlan, CallSite
@@ -30,6 +27,11 @@ _PAPER_TOKENS = 75_600
 _PAPER_Q_CLUSTERS = 300
 _MAX_K_CLUSTERS = 1000
 _TOKENS_PER_K_CLUSTER = 64
+
+Heads = Literal["shared", "equal"]
+_BUDGETS: dict[Heads, BudgetKind] = {"shared": "shared", "equal": "flat"}
+# Text may need all of a density: each query cluster's best key cluster then stays alone.
+_LEAST_DENSITY = 1e-9
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Svg2(SparseMethod):
 
     top_p: float | None = None
     min_ratio: float = 0.0
-    heads: Literal["shared", "equal"] = "shared"
+    heads: Heads = "shared"
     q_clusters: int | None = None
     k_clusters: int | None = None
     first_iterations: int = 20
@@ -103,7 +105,7 @@ class Svg2(SparseMethod):
             raise UsageError(f"min_ratio={self.min_ratio} must lie in [0, 1]")
         if self.min_ratio > 0 and self.top_p is None:
             raise UsageError(f"min_ratio={self.min_ratio} needs top_p; give both or neither")
-        if self.heads not in ("shared", "equal"):
+        if self.heads not in _BUDGETS:
             raise UsageError(f"heads={self.heads!r} is unknown; use 'shared' or 'equal'")
         counts = ("first_iterations", "iterations", "refresh_every", "q_clusters", "k_clusters")
         for field in counts:
@@ -186,13 +188,25 @@ class Svg2(SparseMethod):
     def _choose(self, q: Clusters, k: Clusters, layout: VideoLayout) -> Tensor:
         log_mass = log_cluster_mass(q.centroids, k.centroids, k.sizes)
         if self.top_p is not None:
-            return keep_top_p(rank_clusters(log_mass), self.top_p, min_ratio=self.min_ratio)
-        pairs = video_pair_budget(self.density, layout)
+            return keep_top_p(log_mass, self.top_p, min_ratio=self.min_ratio)
+        budget = Budget(_BUDGETS[self.heads], video_density(self.density, layout))
         weight = log_key_weight(log_mass, k.sizes)
-        if self.heads == "shared":
-            return keep_heaviest(weight, q.sizes, k.sizes, pairs)
-        share = pairs / layout.video_tokens**2
-        return flat_top_k(weight, share, q.sizes.long(), k.sizes.long())
+        return budget.select(weight, None, q.sizes.long(), k.sizes.long())
+
+
+def video_density(density: float, layout: VideoLayout) -> float:
+    """Return the share of video-to-video pairs that a density leaves after all pairs with text.
+
+    Args:
+        density: share of all query-key pairs, in (0, 1].
+        layout: the sequence.
+
+    Raises:
+        UsageError: the pairs with text alone exceed the density.
+    """
+    text = 1 - layout.video_tokens**2 / layout.num_tokens**2
+    check_density(density, text, f"{layout.text_tokens} text tokens")
+    return max((density - text) / (1 - text), _LEAST_DENSITY)
 
 
 def _checked_count(field: str, asked: int | None, default: int, tokens: int) -> int:

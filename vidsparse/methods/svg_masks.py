@@ -103,7 +103,9 @@ def head_masks(
     keys = _first_frame_first(layout, pixels) if sink == "frame" and not same else pixels
     orders = [(natural, natural), (pixels, keys)]
     bands = [_band(layout, q, kv, blocks, sink) for q, kv in orders]
-    check_density(density, max(band.least_density for band in bands))
+    least = max(band.least_density for band in bands)
+    always = "text and" if sink == "none" or same else "text, first frame and"
+    check_density(density, least, f"{always} each block's neighbours")
     kept = [band.fill(density) for band in bands]
     lists = BlockMask.from_dense(
         torch.stack(kept)[None],
