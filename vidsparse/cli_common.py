@@ -19,7 +19,7 @@ Model = Annotated[
     typer.Option(help="Bundled model, diffusers folder, or cached Hugging Face repository."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="auto (GPU: bfloat16, CPU: float32) or a dtype.")]
+Dtype = Annotated[str, typer.Option(help="auto (bfloat16 where native, else float32) or a dtype.")]
 Grid = Annotated[str | None, typer.Option(help="Grid of a bundled model, as in 'models'.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]

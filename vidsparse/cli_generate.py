@@ -117,23 +117,18 @@ def load_for_sampling(
 
 def _note_untrained_size(model: str, sampling: "Sampling") -> None:
     from vidsparse.loading import is_bundled
-    from vidsparse.models import info
+    from vidsparse.models import grid_warning
 
     size = (sampling.height or 0, sampling.width or 0, sampling.num_frames or 0)
-    if is_bundled(model) and info(model).grid_of(*size) is None:
-        grids = ", ".join(info(model).grids)
-        height, width, frames = size
-        common.note(
-            f"model {model!r} was not trained for {width}x{height} with {frames} frames; "
-            f"its grids are {grids}"
-        )
+    if is_bundled(model) and (warning := grid_warning(model, *size)):
+        common.note(warning)
 
 
 def note_unknown_words(model: str, prompts: list[str]) -> None:
     """Say when a bundled model, whose vocabulary is small, knows no word of a prompt."""
     from vidsparse.loading import is_bundled
-    from vidsparse.models.grammar import known_words
+    from vidsparse.models import caption_warning
 
-    for prompt in prompts if is_bundled(model) else []:
-        if not known_words(prompt):
-            common.note(f"model {model!r} knows no word of {prompt!r}; try {DEFAULT_PROMPT!r}")
+    for prompt in dict.fromkeys(prompts) if is_bundled(model) else ():
+        if warning := caption_warning(model, prompt):
+            common.note(warning)

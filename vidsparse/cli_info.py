@@ -10,6 +10,7 @@ from vidsparse.errors import UsageError
 
 if TYPE_CHECKING:
     from vidsparse.methods.base import SparseMethod
+    from vidsparse.models.check import CheckSettings
 
 
 def methods(json: common.JsonFlag = False) -> None:
@@ -98,50 +99,75 @@ def _check(
     dtype: str,
     json: bool,
 ) -> None:
-    from vidsparse.generate import Sampling, settle_sampling
-    from vidsparse.loading import (
-        bundled_names,
-        is_bundled,
-        load_pipeline,
-        pick_device,
-        pick_dtype,
-    )
-    from vidsparse.models.content import check_model
+    from vidsparse.loading import bundled_names, is_bundled, pick_device
+    from vidsparse.models.check import check_model
 
     if not is_bundled(model):
         known = ", ".join(bundled_names())
         raise UsageError(f"--check {model!r} is no bundled model; choose one of: {known}")
     if clips < 1:
         raise UsageError(f"--clips {clips} must be at least 1")
-    sampling = settle_sampling(model, grid, Sampling(steps=steps))
-    where = pick_device(device)
-    precision = pick_dtype(dtype, where)
+    settings = _check_settings(model, clips, seed, grid, steps, device)
     with common.waiting(f"loading {model}", quiet=json):
-        common.quiet_libraries()
-        pipe = load_pipeline(model, device=where, dtype=precision)
+        pipe, other = _two_precisions(model, pick_device(device), dtype)
     with common.progress_bars(quiet=json) as bars:
         scores = check_model(
             pipe,
-            clips=clips,
-            seed=seed,
-            **_check_options(sampling),
+            settings,
+            floor_pipe=other,
             progress=lambda done, total: bars("clips", done, total),
         )
     if json:
-        common.print_json(scores)
+        common.print_json({**scores, **_check_meta(model, pipe, other, settings)})
         return
     for name, value in scores.items():
         typer.echo(f"{name:<10} {value:.3f}" if isinstance(value, float) else f"{name:<10} {value}")
+    typer.echo(f"floor_psnr is dense {_dtype(other)} against dense {_dtype(pipe)} in dB")
 
 
-def _check_options(sampling: Any) -> dict[str, Any]:
-    return {
-        "height": sampling.height,
-        "width": sampling.width,
-        "num_frames": sampling.num_frames,
-        "steps": sampling.steps,
-        "guidance": sampling.guidance,
-    }
+def _check_settings(
+    model: str, clips: int, seed: int, grid: str | None, steps: int | None, device: str
+) -> "CheckSettings":
+    from vidsparse.generate import Sampling, settle_sampling
+    from vidsparse.loading import pick_device
+    from vidsparse.models import info
+    from vidsparse.models.check import CheckSettings, batch_for
+
+    asked = settle_sampling(model, grid, Sampling(steps=steps))
+    size = info(model).grids[grid or next(iter(info(model).grids))]
+    return CheckSettings(
+        clips=clips,
+        seed=seed,
+        height=size.height,
+        width=size.width,
+        num_frames=size.num_frames,
+        steps=asked.steps or info(model).steps,
+        guidance=info(model).guidance,
+        batch=min(clips, batch_for(pick_device(device), size.tokens)),
+    )
+
+
+def _two_precisions(model: str, device: Any, dtype: str) -> tuple[Any, Any]:
+    """Load the model as asked, and in the precision that says what rounding alone changes."""
+    import torch
+
+    from vidsparse.loading import load_pipeline, pick_dtype
+
+    common.quiet_libraries()
+    asked = pick_dtype(dtype, device)
+    other = torch.bfloat16 if asked == torch.float32 else torch.float32
+    return tuple(load_pipeline(model, device=device, dtype=one) for one in (asked, other))
+
+
+def _check_meta(model: str, pipe: Any, other: Any, settings: "CheckSettings") -> dict[str, Any]:
+    from vidsparse.profiling.environment import run_meta
+
+    dtypes = {"dtype": _dtype(pipe), "floor_dtype": _dtype(other)}
+    return {"model": model, **dtypes, "settings": asdict(settings), "meta": run_meta(pipe.device)}
+
+
+def _dtype(pipe: Any) -> str:
+    return str(pipe.transformer.dtype).removeprefix("torch.")
 
 
 def doctor(json: common.JsonFlag = False) -> None:

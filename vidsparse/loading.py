@@ -8,6 +8,7 @@ import torch
 
 from vidsparse import models
 from vidsparse.errors import UsageError
+from vidsparse.models.precision import default_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,13 +32,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for ``auto`` (bfloat16 on a GPU, else float32) or a dtype's name.
+    """Return the dtype for ``auto`` (`default_dtype`) or a dtype's name.
 
     Raises:
         UsageError: the name is unknown.
     """
     if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        return default_dtype(device)
     if name not in DTYPES:
         raise UsageError(f"unknown dtype {name!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[name]

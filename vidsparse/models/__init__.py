@@ -3,6 +3,8 @@
 Nothing heavy is imported here; `load` imports torch and diffusers when it is called.
 """
 
+import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Grid", "ModelInfo", "available", "info", "load", "path"]
+__all__ = [
+    "Grid",
+    "ModelInfo",
+    "available",
+    "caption_warning",
+    "grid_warning",
+    "info",
+    "load",
+    "path",
+]
+
+# Parts of a pipeline that have weights.
+_PARTS = ("transformer", "text_encoder", "vae")
+_EXAMPLE = "a small red circle moves right over drifting green stripes"
 
 
 @dataclass(frozen=True)
@@ -90,15 +105,31 @@ def path(name: str) -> Path:
 
     Raises:
         ValueError: there is no such model.
-        FileNotFoundError: its weights aren't part of this installation.
+        FileNotFoundError: its weights, or some of them, aren't part of this installation.
     """
     folder = Path(__file__).parent / info(name).name
-    if not (folder / "model_index.json").is_file():
+    missing = _missing_files(folder)
+    if missing:
         raise FileNotFoundError(
-            f"the weights of {name!r} are missing from {folder}; reinstall vidsparse or train them "
-            "with examples/train_tiny"
+            f"the weights of {name!r} are missing: {folder} has no {missing[0]}; reinstall "
+            "vidsparse, or train them with examples/train_tiny"
         )
     return folder
+
+
+def _missing_files(folder: Path) -> list[str]:
+    """List what a diffusers folder lacks, the shards that its indices name included."""
+    if not (folder / "model_index.json").is_file():
+        return ["model_index.json"]
+    wanted = [f"{part}/config.json" for part in _PARTS]
+    for part in _PARTS:
+        index = next((folder / part).glob("*.safetensors.index.json"), None)
+        if index is not None:
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            wanted += sorted(f"{part}/{shard}" for shard in shards)
+        elif not any((folder / part).glob("*.safetensors")):
+            wanted.append(f"{part}/*.safetensors")
+    return [file for file in wanted if not (folder / file).is_file()]
 
 
 def load(name: str, *, device: str = "cpu", dtype: "torch.dtype | None" = None) -> Any:
@@ -107,17 +138,61 @@ def load(name: str, *, device: str = "cpu", dtype: "torch.dtype | None" = None) 
     Args:
         name: one of `available`.
         device: where to put it.
-        dtype: weights' and activations' type; None for bfloat16, as stored.
+        dtype: weights' and activations' type; None for what is fastest on the device:
+            bfloat16, or float32 on a CPU without bfloat16 arithmetic (``precision``).
 
     Raises:
         ValueError: there is no such model.
         FileNotFoundError: its weights aren't part of this installation.
     """
     folder = path(name)
-    import torch
     from diffusers import WanPipeline
 
-    pipe = WanPipeline.from_pretrained(
-        folder, torch_dtype=dtype or torch.bfloat16, local_files_only=True
-    )
+    from vidsparse.models.precision import default_dtype
+
+    with warnings.catch_warnings():
+        # diffusers 0.42 renames the argument to dtype, which 0.41 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = WanPipeline.from_pretrained(
+            folder, torch_dtype=dtype or default_dtype(device), local_files_only=True
+        )
     return pipe.to(device)
+
+
+def caption_warning(name: str, prompt: str) -> str | None:
+    """Say that a bundled model knows no word of a prompt, and which it knows; None if it does.
+
+    Such a prompt is like an empty one: the model draws whatever it likes.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    from vidsparse.models import grammar
+
+    if grammar.known_words(prompt):
+        return None
+    groups = (grammar.COLOURS, grammar.SHAPES, grammar.VERBS, grammar.DIRECTIONS)
+    words = ", ".join(word for group in groups for word in list(group)[:3])
+    return (
+        f"model {info(name).name!r} knows no word of {prompt!r} and draws anything; it knows "
+        f"{words} and the like: try {_EXAMPLE!r}"
+    )
+
+
+def grid_warning(name: str, height: int, width: int, num_frames: int) -> str | None:
+    """Say that a bundled model was not trained for a size, and for which it was; None if it was.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    card = info(name)
+    if card.grid_of(height, width, num_frames) is not None:
+        return None
+    grids = ", ".join(
+        f"{name} ({grid.width}x{grid.height}, {grid.num_frames} frames)"
+        for name, grid in card.grids.items()
+    )
+    return (
+        f"model {card.name!r} was not trained for {width}x{height} with {num_frames} frames; "
+        f"its grids are {grids}"
+    )

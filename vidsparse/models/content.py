@@ -1,8 +1,7 @@
 """Score a generated clip against its caption without an eye: colour, shape, direction."""
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -204,58 +203,6 @@ def _draw(rng: np.random.Generator, shape: str, colour: str, direction: str) -> 
     pattern = any_of(grammar.PATTERNS)
     drifting = pattern in ("stripes", "checks", "clouds") and bool(rng.integers(2))
     return Caption((one,), any_of(list(grammar.BACKGROUND_COLOURS)), pattern, drifting)
-
-
-def check_model(
-    pipe: Any,
-    *,
-    clips: int = 64,
-    seed: int = 0,
-    height: int = 128,
-    width: int = 128,
-    num_frames: int = 33,
-    steps: int = 20,
-    guidance: float = 4.0,
-    batch: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
-    """Generate held-out captions and score them.
-
-    Args:
-        pipe: a WanPipeline of the bundled model.
-        clips: number of captions.
-        seed: decides captions and noise (clip i uses the noise of ``seed + i``).
-        height: pixels.
-        width: pixels.
-        num_frames: 4 k + 1.
-        steps: denoising steps.
-        guidance: classifier-free guidance scale.
-        batch: clips generated at once.
-        progress: called with (done, clips) after each batch.
-
-    Returns:
-        Fractions ``shape``, ``colour``, ``direction`` in [0, 1], then ``clips`` and ``seconds``.
-    """
-    start = time.monotonic()
-    captions = held_out_captions(clips, seed)
-    scores: list[ContentScore] = []
-    for first in range(0, clips, batch):
-        some = captions[first : first + batch]
-        generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(some))]
-        frames = pipe(
-            [str(caption) for caption in some],
-            height=height,
-            width=width,
-            num_frames=num_frames,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="np",
-        ).frames
-        scores += [score_clip(clip, caption) for clip, caption in zip(frames, some, strict=True)]
-        if progress is not None:
-            progress(len(scores), clips)
-    return summarise(scores, time.monotonic() - start)
 
 
 def summarise(scores: Sequence[ContentScore], seconds: float) -> dict[str, float]:
