@@ -104,6 +104,24 @@ def test_states_are_apart_per_branch_and_layer_and_end_with_the_generation():
     assert [calls for _, _, calls in method.seen] == [1, 2, 1, 1, 1]
 
 
+@dataclass(frozen=True)
+class OneState(EveryOther):
+    """Shares one state among all layers of a step's parity."""
+
+    def state_key(self, site):
+        return site.step % 2
+
+
+def test_the_method_says_which_calls_share_a_state():
+    method = OneState()
+    attend = SparseAttention(method, SPARSE)
+    q, k, v = qkv()
+    sites = [SITE, replace(SITE, branch=1), replace(SITE, layer=1), replace(SITE, step=4)]
+    for site in [*sites, replace(SITE, generation=1)]:
+        attend(q, k, v, layout=LAYOUT, site=site)
+    assert [calls for _, _, calls in method.seen] == [1, 2, 3, 1, 1]
+
+
 def test_another_shape_gets_another_state():
     method = EveryOther()
     attend = SparseAttention(method, SPARSE)

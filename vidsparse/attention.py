@@ -75,8 +75,9 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class SparseAttention:
     """One method with its states: the callable that replaces dense attention.
 
-    States are kept per (transformer, layer, branch, shape) and dropped when the generation
-    changes, so that one video never leaks into the next.
+    States are kept per shape and what the method's ``state_key`` says, by default transformer,
+    layer and branch; they are dropped when the generation changes, so that one video never leaks
+    into the next.
 
     Attributes:
         method: what plans.
@@ -181,7 +182,7 @@ class SparseAttention:
         return out
 
     def _state(self, q: Tensor, site: CallSite, row: int | None) -> Any:
-        key = (site.transformer, site.layer, site.branch, row, tuple(q.shape))
+        key = (self.method.state_key(site), row, tuple(q.shape))
         if key not in self._states:
             self._states[key] = self.method.init_state()
         return self._states[key]

@@ -1,5 +1,6 @@
 """Look at the attention maps of another method while it generates."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,6 +46,10 @@ class WatchedMaps(SparseMethod):
     def init_state(self) -> Any:
         """Return a state of the other method."""
         return self.inner.init_state()
+
+    def state_key(self, site: CallSite) -> Hashable:
+        """Share states as the other method does."""
+        return self.inner.state_key(site)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any

@@ -203,6 +203,33 @@ def test_branches_do_not_share_clusters():
     assert mixed(q, k, v, layout=WITH_TEXT, site=SITE).equal(alone)
 
 
+def test_branches_share_clusters_when_asked_to():
+    first, second = qkv(WITH_TEXT), qkv(WITH_TEXT, seed=1)
+    shared, alone = attention(share_branches=True), attention()
+    for sparse in (shared, alone):
+        sparse(*first, layout=WITH_TEXT, site=SITE)
+    other = replace(SITE, branch=1)
+    outputs = [s(*second, layout=WITH_TEXT, site=other) for s in (shared, alone)]
+    assert not outputs[0].equal(outputs[1])
+    # The second branch goes on from the centroids of the first, with the later iterations.
+    state = SMALL.init_state()
+    plan(SMALL, *first[:2], WITH_TEXT, state)
+    made = plan(SMALL, *second[:2], WITH_TEXT, state, replace(SITE, step=6))
+    torch.testing.assert_close(outputs[0], run_plan(*second, made, impl=Impl.TORCH).out)
+
+
+def test_sharing_branches_keep_their_own_plans():
+    method = replace(SMALL, refresh_every=2, share_branches=True)
+    state, plans = method.init_state(), {}
+    for step in (4, 5):
+        for branch in (0, 1):
+            q, k, _ = qkv(VIDEO, seed=branch)
+            where = replace(SITE, step=step, branch=branch)
+            plans[step, branch] = plan(method, q, k, VIDEO, state, where)
+    assert plans[4, 0] is plans[5, 0] is not plans[4, 1]
+    assert plans[4, 1] is plans[5, 1]
+
+
 def test_batch_rows_are_planned_as_if_alone():
     q, k, v = (torch.cat(pair) for pair in zip(qkv(VIDEO), qkv(VIDEO, seed=1), strict=True))
     both = run_plan(q, k, v, plan(SMALL, q, k, VIDEO)).out

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -27,7 +27,7 @@ class SparseMethod(ABC):
     """Look at q, k, v and the layout, and say what to attend to.
 
     Subclasses are frozen dataclasses whose fields are the method's parameters; what changes
-    between calls lives in the state, one per layer, branch and generation.
+    between calls lives in the state, one per ``state_key`` and generation.
 
     To add a method: one file in ``vidsparse/methods`` with a subclass decorated by
     ``register``, and one test.
@@ -50,8 +50,15 @@ class SparseMethod(ABC):
             raise UsageError(f"density={self.density} must lie in (0, 1]; 1 is dense attention")
 
     def init_state(self) -> Any:
-        """Return the state of one layer and branch for one generation; None for none."""
+        """Return the state of one ``state_key`` for one generation; None for none."""
         return None
+
+    def state_key(self, site: CallSite) -> Hashable:
+        """Say which calls of a generation share a state: those of a layer and branch.
+
+        Calls of other shapes, and the rows of a batch whose text has padding, never share one.
+        """
+        return site.transformer, site.layer, site.branch
 
     @abstractmethod
     def plan(
@@ -65,7 +72,7 @@ class SparseMethod(ABC):
             v: (B, H, S, D) values.
             layout: where text and video lie in S; it holds no padding.
             site: layer, step and branch of the call.
-            state: what ``init_state`` returned, kept for this layer, branch and generation.
+            state: what ``init_state`` returned, kept for this ``state_key`` and generation.
 
         Returns:
             The plan, or None for a dense call.

@@ -1,6 +1,7 @@
 """SVG2: cluster queries and keys by meaning, attend cluster to cluster."""
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,20 +37,18 @@ _LEAST_DENSITY = 1e-9
 
 @dataclass
 class Svg2State:
-    """What one layer and branch carry from step to step.
+    """What one layer and branch, or all branches of a layer, carry from step to step.
 
     Attributes:
         q_centroids: (B, H, Nq, D), where the next clustering of queries starts.
         k_centroids: (B, H, Nk, D), the same for keys.
-        plan: last plan, kept when plans are reused.
-        planned_step: its denoising step.
+        plans: step and plan of each branch, kept when plans are reused.
         check: pending answer about NaN.
     """
 
     q_centroids: Tensor | None = None
     k_centroids: Tensor | None = None
-    plan: AttentionPlan | None = None
-    planned_step: int = 0
+    plans: dict[int, tuple[int, AttentionPlan]] = field(default_factory=dict)
     check: FiniteCheck | None = None
 
 
@@ -77,6 +76,9 @@ class Svg2(SparseMethod):
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
         iterations: k-means iterations at later steps, which start from the step before; at least 1.
         refresh_every: steps a plan serves, at least 1.
+        share_branches: start the clusters of each branch of the guidance from those of the branch
+            before, as the authors do; each still plans for itself. Without effect on pipelines
+            that run both branches as one batch, whose rows always have their own.
 
     Raises:
         UsageError: a parameter is out of range.
@@ -96,6 +98,7 @@ class Svg2(SparseMethod):
     first_iterations: int = 20
     iterations: int = 2
     refresh_every: int = 1
+    share_branches: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,14 +111,19 @@ class Svg2(SparseMethod):
         if self.heads not in _BUDGETS:
             raise UsageError(f"heads={self.heads!r} is unknown; use 'shared' or 'equal'")
         counts = ("first_iterations", "iterations", "refresh_every", "q_clusters", "k_clusters")
-        for field in counts:
-            value = getattr(self, field)
+        for name in counts:
+            value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{field}={value} must be at least 1")
+                raise UsageError(f"{name}={value} must be at least 1")
 
     def init_state(self) -> Svg2State:
         """Return a state without centroids: the next call clusters from scratch."""
         return Svg2State()
+
+    def state_key(self, site: CallSite) -> Hashable:
+        """Share a state among the branches of a layer when asked to."""
+        shared = site.transformer, site.layer
+        return shared if self.share_branches else super().state_key(site)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
@@ -126,12 +134,12 @@ class Svg2(SparseMethod):
             UsageError: more clusters than video tokens, or a density that text alone exceeds.
             ValueError: q or k holds NaN or infinity.
         """
-        last: AttentionPlan | None = state.plan
-        if last is not None and 0 <= site.step - state.planned_step < self.refresh_every:
+        step, last = state.plans.get(site.branch, (0, None))
+        if last is not None and 0 <= site.step - step < self.refresh_every:
             return last
         plan = self._new_plan(q, k, layout, site, state)
         if self.refresh_every > 1:
-            state.plan, state.planned_step = plan, site.step
+            state.plans[site.branch] = site.step, plan
         return plan
 
     def search_space(self) -> dict[str, SearchRange]:
