@@ -8,7 +8,7 @@ from vidsparse.attention import SparseAttention, dense_attention, run_plan
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.layout import VideoLayout, pixel_major_order
-from vidsparse.methods.base import SparseMethod
+from vidsparse.methods.base import SparseMethod, build_method
 from vidsparse.plan import AttentionPlan, CallSite
 from vidsparse.schedule import DenseSchedule
 
@@ -79,6 +79,32 @@ def test_density_one_calls_the_dense_op_and_never_plans():
     assert torch.equal(out, v + 1)
     assert method.seen == []
     assert attend.recorder.dense == {"density 1": 1}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        build_method("svg", {"density": 0.5, "blocks": (16, 16)}),
+        build_method("draft", {"density": 0.5, "block": 16}),
+        build_method("draft", {"density": 0.5, "block": 16, "budget": "shared"}),
+        build_method("svg2", {"density": 0.5, "q_clusters": 20, "k_clusters": 60}),
+        build_method("svg2", {"density": 0.5, "heads": "equal", "k_clusters": 60}),
+        build_method("random", {"density": 0.5, "blocks": (16, 16)}),
+        build_method("oracle", {"density": 0.5, "blocks": (16, 16)}),
+    ],
+    ids=lambda method: method.name,
+)
+def test_recorded_density_is_the_requested_one_for_every_method(method):
+    # Rows with 7 and 20 valid text tokens: padding counts neither as kept nor as possible.
+    layout = VideoLayout(5, 8, 8, text_after=20, text_valid=(7, 20))
+    attend = SparseAttention(method, DenseSchedule(dense_steps=1))
+    q, k, v = qkv(layout, B=2, dtype=torch.float32)
+    for step in (0, 1, 2):
+        attend(q, k, v, layout=layout, site=replace(SITE, step=step))
+    realised = attend.recorder.sparse_density()
+    assert 0.5 <= realised < 0.51
+    # Two rows are two sparse calls.
+    assert attend.recorder.overall_density() == pytest.approx((1 + 4 * realised) / 5)
 
 
 def test_dense_steps_and_short_sequences_are_counted_apart():

@@ -32,6 +32,15 @@ class SparseMethod(ABC):
     To add a method: one file in ``vidsparse/methods`` with a subclass decorated by
     ``register``, and one test.
 
+    Density means one thing everywhere: kept query-key pairs over all S x S pairs of a call,
+    counted in tokens, text included and padding left out. What always stays (text, a first
+    frame, own blocks, the best block of a row) is part of it, and a method refuses a density that
+    this alone exceeds. A plan meets the request from above, by less than one block per head.
+    Methods whose parameters set another aim, such as a share of the attention mass, say so, and
+    their density follows from the video. Dense steps and layers are not part of it:
+    ``Handle.summary`` gives the realised mean of the sparse calls as ``density`` and that of all
+    calls, dense ones counting 1, as ``overall_density``.
+
     Attributes:
         density: requested share of query-key pairs, in (0, 1]; 1 is exact dense attention.
 

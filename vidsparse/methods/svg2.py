@@ -134,12 +134,13 @@ class Svg2(SparseMethod):
             UsageError: more clusters than video tokens, or a density that text alone exceeds.
             ValueError: q or k holds NaN or infinity.
         """
-        step, last = state.plans.get(site.branch, (0, None))
+        plans: dict[int, tuple[int, AttentionPlan]] = state.plans
+        step, last = plans.get(site.branch, (0, None))
         if last is not None and 0 <= site.step - step < self.refresh_every:
             return last
         plan = self._new_plan(q, k, layout, site, state)
         if self.refresh_every > 1:
-            state.plans[site.branch] = site.step, plan
+            plans[site.branch] = site.step, plan
         return plan
 
     def search_space(self) -> dict[str, SearchRange]:
