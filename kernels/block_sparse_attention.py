@@ -62,7 +62,7 @@ def block_sparse_attention(
         v: (B, H, Skv, D), same dtype and device.
         mask: kept blocks. Lists with values out of range give unspecified results but never
             touch memory outside the tensors; ``mask.validate()`` checks them.
-        scale: factor on the logits, 1 / sqrt(D) by default.
+        scale: positive factor on the logits, 1 / sqrt(D) by default.
         impl: implementation; anything but AUTO is used or refused, never replaced.
         stats_lse: (B, H, Sq) float32 natural LSE, as of an earlier step; asks for the mass of each
             kept block against it. The GPU kernels sum it while they attend if blocks have 128
@@ -80,6 +80,8 @@ def block_sparse_attention(
     if reasons:
         raise ValueError("block_sparse_attention: " + "; ".join(reasons))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not scale > 0:
+        raise ValueError(f"scale={scale} must be positive")
     if impl is Impl.AUTO:
         impl = _choose(q, k, v, mask)
     else:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.descriptors import heads_descriptor
 from vidsparse.kernels.launch import LaunchConfig, padded_head_size, triton_config
 from vidsparse.kernels.tile_statistics import dense_stats
 from vidsparse.kernels.triton_permute import shared_strides
@@ -23,12 +24,12 @@ LOG2_E = math.log2(math.e)
 
 
 @triton.jit
-def online_softmax_update(scores, row_max, row_sum):
-    """Fold one tile of base-2 logits into the running maximum and sum."""
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
+def online_softmax_update(scores, row_max, row_sum, scale):
+    """Fold one tile into the running maximum and sum, which are of base-2 logits scores * scale."""
+    new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
     # A row without any key so far has maximum -inf: subtract 0 instead of making NaN.
     base = tl.where(new_max == float("-inf"), 0.0, new_max)
-    weights = tl.math.exp2(scores - base[:, None])
+    weights = tl.math.exp2(scores * scale - base[:, None])
     decay = tl.math.exp2(row_max - base)
     return weights, decay, new_max, row_sum * decay + tl.sum(weights, 1)
 
@@ -53,7 +54,7 @@ def _attention_kernel(
     H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2, stats_lse_ptr, stats_ptr,
     BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, SCALAR: tl.constexpr,
-    STATS: tl.constexpr,
+    STATS: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_Q queries of one head."""
     tile = tl.program_id(0)
@@ -67,9 +68,9 @@ def _attention_kernel(
     lists = b * list_stride_b + h * list_stride_h + block
     count = tl.minimum(tl.load(count_ptr + lists), num_kv_blocks)
     index_ptr += lists * num_kv_blocks
-    k_ptr += b * k_stride_b + h * k_stride_h
-    v_ptr += b * v_stride_b + h * v_stride_h
-
+    if not TMA:
+        k_ptr += b * k_stride_b + h * k_stride_h
+        v_ptr += b * v_stride_b + h * v_stride_h
     q_ptr += b * q_stride_b + h * q_stride_h
     q = load_rows(q_ptr, rows, q_stride_s, row_inside, D, PAD_D, EVEN_D)
     row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -82,24 +83,38 @@ def _attention_kernel(
         other = tl.where(other == float("-inf"), float("inf"), other) * 1.4426950408889634
         stats_ptr += (head * tl.num_programs(0) + tile) * num_kv_blocks * (CHUNK // BLOCK_KV)
     for start in tl.range(0, count * CHUNK, BLOCK_KV, num_stages=STAGES):
-        if SCALAR:
-            keys = tl.load(index_ptr + start // CHUNK) * CHUNK + start % CHUNK + offsets
-            inside = (keys < Skv) & (keys >= 0)
+        if TMA:
+            # Descriptors take tiles of one block; the list gives one row number per tile.
+            first_key = tl.load(index_ptr + start // CHUNK) * CHUNK + start % CHUNK
+            k = k_ptr.load([head.to(tl.int32), first_key, 0]).reshape(BLOCK_KV, PAD_D)
+            scores = tl.dot(q, k.T)
+            if (first_key + BLOCK_KV > Skv) | (first_key < 0):
+                keys = first_key + offsets
+                scores = tl.where(((keys < Skv) & (keys >= 0))[None, :], scores, float("-inf"))
         else:
-            slot = (start + offsets) // CHUNK
-            listed = slot < count
-            keys = tl.load(index_ptr + slot, mask=listed, other=0) * CHUNK
-            keys += (start + offsets) % CHUNK
-            inside = listed & (keys < Skv) & (keys >= 0)
-        k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
-        scores = tl.dot(q, k.T, input_precision="ieee") * scale_log2
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        weights, decay, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
+            if SCALAR:
+                keys = tl.load(index_ptr + start // CHUNK) * CHUNK + start % CHUNK + offsets
+                inside = (keys < Skv) & (keys >= 0)
+            else:
+                slot = (start + offsets) // CHUNK
+                listed = slot < count
+                keys = tl.load(index_ptr + slot, mask=listed, other=0) * CHUNK
+                keys += (start + offsets) % CHUNK
+                inside = listed & (keys < Skv) & (keys >= 0)
+            k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
+            scores = tl.dot(q, k.T, input_precision="ieee")
+            scores = tl.where(inside[None, :], scores, float("-inf"))
+        weights, decay, row_max, row_sum = online_softmax_update(
+            scores, row_max, row_sum, scale_log2
+        )
         if STATS:
             base = tl.where(row_max == float("-inf"), 0.0, row_max)
             mass = tl.sum(tl.sum(weights, 1) * tl.math.exp2(base - other), 0)
             tl.store(stats_ptr + start // BLOCK_KV, mass)
-        v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
+        if TMA:
+            v = v_ptr.load([head.to(tl.int32), first_key, 0]).reshape(BLOCK_KV, PAD_D)
+        else:
+            v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     out_ptr += b * out_stride_b + h * out_stride_h
     store_rows(
@@ -169,14 +184,18 @@ def attend_triton(
     if stats_lse is not None:
         shape = (B, H, tiles, mask.num_kv_blocks, mask.block_kv // config.block_kv)
         parts, stats_lse = torch.empty(shape, device=q.device), stats_lse.contiguous()
+    scalar = mask.block_kv % config.block_kv == 0
+    tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
+    if None in tma:
+        tma = []
     _attention_kernel[(tiles, B * H)](
-        q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices,
+        q, *(tma or (k, v)), out, lse, mask.kv_num_blocks, mask.kv_indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks),
         H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
         scale * LOG2_E, lse if stats_lse is None else stats_lse, parts,
         BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
-        EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=mask.block_kv % config.block_kv == 0,
+        EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=scalar, TMA=bool(tma),
         STATS=stats_lse is not None, num_warps=config.num_warps,
     )  # fmt: skip
     return AttentionOutput(out, lse, None if stats_lse is None else dense_stats(parts, mask))

@@ -56,9 +56,11 @@ def _ragged_attention_kernel(
         keys = (entry >> 8) + offsets % CHUNK
         inside = (offsets % CHUNK < (entry & 255)) & (keys < Skv)
         k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
-        scores = tl.dot(q, k.T, input_precision="ieee") * scale_log2
+        scores = tl.dot(q, k.T, input_precision="ieee")
         scores = tl.where(inside[None, :], scores, float("-inf"))
-        weights, decay, row_max, row_sum = online_softmax_update(scores, row_max, row_sum)
+        weights, decay, row_max, row_sum = online_softmax_update(
+            scores, row_max, row_sum, scale_log2
+        )
         v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
     out_ptr += b * out_stride_b + h * out_stride_h
