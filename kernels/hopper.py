@@ -46,12 +46,12 @@ class GluonConfig:
     cubic_share: int = 0
 
 
-# By (padded head size, query rows per CTA); measured with `vidsparse bench kernels`.
+# By (padded head size, rows that divide the mask's query blocks); H100 figures of
+# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`.
 GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
-    (128, 128): GluonConfig(2, 128, 2, False, 240, 168),
+    (128, 128): GluonConfig(2, 128, 3, False, 240, 168),
     (128, 64): GluonConfig(1, 64, 2, False, 232, 128),
-    (64, 192): GluonConfig(3, 128, 3, False, 160, 128),
-    (64, 128): GluonConfig(2, 128, 3, False, 240, 168),
+    (64, 192): GluonConfig(3, 128, 4, False, 160, 128),
     (64, 64): GluonConfig(1, 128, 2, False, 232, 128),
 }
 

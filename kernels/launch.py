@@ -25,11 +25,11 @@ class LaunchConfig:
     num_stages: int
 
 
-# Plain Triton, by (architecture family, padded head size). H200 figures: measured-h200 notes of the
-# prototypes, repeated by `python -m vidsparse.profiling.bench kernels`.
+# Plain Triton, by (architecture family, padded head size). sm90: H100 figures of
+# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`.
 TRITON_CONFIGS: dict[tuple[str, int], LaunchConfig] = {
-    ("sm90", 64): LaunchConfig(64, 128, 4, 2),
-    ("sm90", 128): LaunchConfig(128, 64, 8, 2),
+    ("sm90", 64): LaunchConfig(64, 64, 4, 3),
+    ("sm90", 128): LaunchConfig(128, 64, 8, 3),
     ("sm80", 64): LaunchConfig(128, 64, 4, 3),
     ("sm80", 128): LaunchConfig(128, 64, 8, 2),
     ("other", 64): LaunchConfig(64, 64, 4, 2),

@@ -16,7 +16,8 @@ def _block_mass_kernel(
     q_ptr, k_ptr, lse_ptr, mass_ptr, q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s, H, Sq, Skv, D, num_q_blocks, num_kv_blocks, scale_log2,
     BLOCK_Q: tl.constexpr, TILE_Q: tl.constexpr, BLOCK_KV: tl.constexpr, TILE_KV: tl.constexpr,
-    PARTS: tl.constexpr, TMA: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, TMA: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program sums the weights of one row of blocks of one head."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -92,10 +93,12 @@ def block_mass_triton(
     descriptor = heads_descriptor(k, tile_kv, PAD_D) if block_kv % tile_kv == 0 else None
     tile_q = max(16, triton.next_power_of_2(block_q))
     _block_mass_kernel[(Nq, B * H)](
-        q, k if descriptor is None else descriptor, lse.contiguous(), mass, *q.stride()[:3], *k.stride()[:3],
+        q, k if descriptor is None else descriptor, lse.contiguous(), mass,
+        *q.stride()[:3], *k.stride()[:3],
         H, Sq, Skv, D, Nq, Nkv, scale * LOG2_E,
         BLOCK_Q=block_q, TILE_Q=tile_q, BLOCK_KV=block_kv, TILE_KV=tile_kv,
-        PARTS=triton.cdiv(block_kv, tile_kv), TMA=descriptor is not None, PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages,
+        PARTS=triton.cdiv(block_kv, tile_kv), TMA=descriptor is not None,
+        PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages,
         num_warps=8 if tile_q >= 128 else 4,
     )  # fmt: skip
     return mass

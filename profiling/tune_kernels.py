@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from vidsparse.kernels.block_mask import BlockMask
-from vidsparse.kernels.hopper import GluonConfig, attend_gluon
+from vidsparse.kernels.block_mask import RaggedBlockMask
+from vidsparse.kernels.hopper import GluonConfig, attend_gluon, attend_ragged_gluon
 from vidsparse.kernels.launch import LaunchConfig
 from vidsparse.kernels.triton_attention import attend_triton
-from vidsparse.profiling.bench import Inputs, dense_functions, make_inputs, relative_error
+from vidsparse.profiling.bench import Inputs, Mask, dense_functions, make_inputs, relative_error
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.kernel_cases import GPU_CASES, KernelCase
 from vidsparse.profiling.timing import time_interleaved
@@ -27,22 +27,29 @@ GLUON: dict[int, tuple[GluonConfig, ...]] = {
         GluonConfig(2, 128, 2, False, 240, 168),
         GluonConfig(2, 128, 2, True, 240, 168),
         GluonConfig(2, 128, 3, False, 240, 168),
-        GluonConfig(2, 128, 3, True, 240, 168),
-        GluonConfig(2, 64, 3, False, 240, 168),
-        GluonConfig(2, 64, 4, True, 240, 168),
+        GluonConfig(2, 128, 3, False, 240, 168, 8),
         GluonConfig(1, 64, 2, False, 232, 128),
-        GluonConfig(1, 128, 2, False, 240, 168),
-    ),
-    64: (
-        GluonConfig(3, 128, 3, False, 160, 128),
-        GluonConfig(3, 128, 4, False, 160, 128),
-        GluonConfig(3, 128, 4, True, 160, 128),
-        GluonConfig(2, 128, 3, False, 240, 168),
-        GluonConfig(2, 128, 4, True, 240, 168),
-        GluonConfig(1, 128, 2, False, 232, 128),
         GluonConfig(1, 64, 3, False, 232, 128),
     ),
+    64: (
+        GluonConfig(3, 128, 4, False, 160, 128),
+        GluonConfig(3, 128, 4, False, 160, 128, 8),
+        GluonConfig(3, 128, 4, False, 160, 128, 4),
+        GluonConfig(3, 128, 4, True, 160, 128, 8),
+        GluonConfig(2, 128, 4, False, 240, 168),
+        GluonConfig(2, 128, 4, False, 240, 168, 8),
+        GluonConfig(2, 128, 4, True, 240, 168, 8),
+        GluonConfig(1, 128, 2, False, 232, 128),
+        GluonConfig(1, 128, 2, False, 232, 128, 8),
+    ),
 }
+# Variable blocks: keys per chunk and CTA shape.
+RAGGED: tuple[tuple[int, GluonConfig], ...] = (
+    (16, GluonConfig(2, 128, 3, False, 240, 168)),
+    (16, GluonConfig(2, 128, 2, False, 240, 168)),
+    (8, GluonConfig(2, 128, 3, False, 240, 168)),
+    (32, GluonConfig(2, 128, 3, False, 240, 168)),
+)
 TRITON: tuple[LaunchConfig, ...] = tuple(
     LaunchConfig(*shape)
     for shape in (
@@ -53,14 +60,23 @@ TRITON: tuple[LaunchConfig, ...] = tuple(
 
 
 def variants(
-    case: KernelCase, inputs: Inputs, mask: BlockMask
+    case: KernelCase, inputs: Inputs, mask: Mask
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield (name, function) of every configuration that fits a case's blocks."""
     q, k, v, scale = inputs.q, inputs.k, inputs.v, case.D**-0.5
+    if isinstance(mask, RaggedBlockMask):
+        for chunk, c in RAGGED:
+            name = f"gluon ragged chunk {chunk} st{c.stages}"
+            yield name, partial(attend_ragged_gluon, q, k, v, mask, scale=scale, config=(chunk, c))
+        return
     for c in GLUON[case.D]:
         if case.block_q % (64 * c.groups) == 0 and c.tile_kv % case.block_kv == 0:
             name = f"gluon {c.groups}x64 kv{c.tile_kv} st{c.stages} pp{int(c.pingpong)}"
-            yield name, partial(attend_gluon, q, k, v, mask, scale=scale, config=c)
+            name += f" cubic{c.cubic_share}" if c.cubic_share else ""
+            run = partial(attend_gluon, q, k, v, mask, scale=scale, config=c)
+            yield name, run
+            if c.tile_kv == case.block_kv and not c.cubic_share:
+                yield f"{name} stats", partial(run, stats_lse=inputs.q[..., 0].float() + 11)
     for t in TRITON:
         if case.block_q % t.block_q == 0:
             name = f"triton {t.block_q}x{t.block_kv} w{t.num_warps} st{t.num_stages}"
@@ -71,8 +87,6 @@ def tune(case: KernelCase, device: torch.device, *, repeats: int) -> list[dict[s
     """Check and time every configuration; failures are rows with their message."""
     inputs = make_inputs(case, device, torch.bfloat16)
     mask = inputs.planner()
-    if not isinstance(mask, BlockMask):
-        raise ValueError(f"{case.name} has variable blocks; tune a case with equal blocks")
     functions: dict[str, Callable[[], Any]] = {}
     rows: list[dict[str, Any]] = []
     for name, function in variants(case, inputs, mask):
