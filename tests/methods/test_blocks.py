@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.layout import VideoLayout, inverse_order, pixel_major_order
 from vidsparse.methods.blocks import (
@@ -131,6 +132,21 @@ def test_forced_blocks_count_as_the_least_density():
     assert wide[:, :8].all()
     assert wide.diagonal().all()
     assert least_density(forced, q, kv) == pytest.approx(float(wide.float().mean()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "first_frame", "own", "said"),
+    [
+        (VideoLayout(3, 4, 4), False, True, "each block's own keys"),
+        (VideoLayout(3, 4, 4, 5), True, True, "text and the first frame and each block's own keys"),
+        (VideoLayout(1, 4, 4), True, False, "one block per row"),
+    ],
+)
+def test_refusals_name_what_always_stays_on_this_layout(layout, first_frame, own, said):
+    geometry = raster_geometry(layout, (8, 8), CPU, first_frame=first_frame, own=own)
+    with pytest.raises(UsageError, match=f"too small here: {said} always stay"):
+        geometry.check(geometry.least_density - 0.01)
+    geometry.check(geometry.least_density)
 
 
 def test_plans_use_lists_for_equal_blocks_and_offsets_for_others():

@@ -241,6 +241,6 @@ def test_a_density_below_the_forced_one_names_the_least():
     with pytest.raises(UsageError) as error:
         check_density(0.2, 0.25004, "text and each block's own keys")
     assert str(error.value) == (
-        "density=0.2 is too small here: text and each block's own keys always stay and take "
-        "0.2500 of all query-key pairs; use a density of at least 0.2501"
+        "density=0.2 is too small here: text and each block's own keys always stay, 0.2500 of "
+        "all query-key pairs; use a density of at least 0.2501"
     )

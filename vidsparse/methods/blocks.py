@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.layout import VideoLayout, identity_order, tile_order
+from vidsparse.methods.budget import check_density
 from vidsparse.plan import AttentionPlan
 
 # Geometries kept: a pipeline needs one or two, prompts of other lengths add more.
@@ -151,6 +152,13 @@ def forced_blocks(
     return forced | own_blocks(q, kv) if own else forced
 
 
+def describe_forced(layout: VideoLayout, *, first_frame: bool, own: bool) -> str:
+    """Name what ``forced_blocks`` keeps on this layout, for people."""
+    parts = ["text"] if layout.text_tokens else []
+    parts += ["the first frame"] if first_frame and layout.frames > 1 else []
+    return " and ".join([*parts, "each block's own keys" if own else "one block per row"])
+
+
 def least_density(forced: Tensor, q: Partition, kv: Partition) -> float:
     """Return the share of pairs in forced blocks, counting one block for rows without any."""
     keys = (forced * kv.sizes).sum(-1)
@@ -167,12 +175,22 @@ class BlockGeometry:
         kv: key blocks, on the device.
         forced: (Nq, Nkv) bool.
         least_density: share of pairs in forced blocks, in (0, 1].
+        always: what those hold, for people.
     """
 
     q: Partition
     kv: Partition
     forced: Tensor
     least_density: float
+    always: str
+
+    def check(self, density: float) -> None:
+        """Refuse a density that forced blocks alone exceed.
+
+        Raises:
+            UsageError: it does; the message names the least density.
+        """
+        check_density(density, self.least_density, self.always)
 
     def plan(self, kept: Tensor) -> AttentionPlan:
         """Wrap chosen blocks, (B | 1, H | 1, Nq, Nkv) bool, as a plan."""
@@ -250,7 +268,8 @@ def _geometry(
 ) -> BlockGeometry:
     forced = forced_blocks(layout, q, kv, first_frame=first_frame, own=own)
     least = least_density(forced, q, kv)
-    return BlockGeometry(q.to(device), kv.to(device), forced.to(device), least)
+    always = describe_forced(layout, first_frame=first_frame, own=own)
+    return BlockGeometry(q.to(device), kv.to(device), forced.to(device), least, always)
 
 
 def _pieces(total: int, size: int) -> list[int]:

@@ -240,8 +240,8 @@ def check_density(density: float, least: float, always: str) -> None:
     if density < least - _SLACK:
         enough = min(1.0, math.ceil(least * 1e4) / 1e4)
         raise UsageError(
-            f"density={density} is too small here: {always} always stay and take {least:.4f} of "
-            f"all query-key pairs; use a density of at least {enough:.4f}"
+            f"density={density} is too small here: {always} always stay, {least:.4f} of all "
+            f"query-key pairs; use a density of at least {enough:.4f}"
         )
 
 

@@ -12,7 +12,7 @@ from vidsparse.kernels.pooling import pooled_means
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
-from vidsparse.methods.budget import DENSITY_KINDS, Budget, BudgetKind, check_density
+from vidsparse.methods.budget import DENSITY_KINDS, Budget, BudgetKind
 from vidsparse.methods.clusters import log_cluster_mass
 from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
 from vidsparse.plan import AttentionPlan, CallSite
@@ -88,8 +88,7 @@ class Draft(SparseMethod):
             return None
         geometry = self.geometry(layout, q.device, q.shape[3])
         if self.budget in DENSITY_KINDS:
-            always = "text, first frame and" if self.first_frame else "text and"
-            check_density(self.density, geometry.least_density, f"{always} each block's own keys")
+            geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
         scores = draft_map(q, k, geometry, second_moment=self.second_moment)
         return geometry.plan(self._budget().select(scores, geometry.forced, *sizes))

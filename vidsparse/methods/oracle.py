@@ -12,7 +12,7 @@ from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry, tile_geometry
-from vidsparse.methods.budget import check_density, flat_top_k
+from vidsparse.methods.budget import flat_top_k
 from vidsparse.methods.windows import choose_tile
 from vidsparse.plan import AttentionPlan, CallSite
 
@@ -49,7 +49,7 @@ class Oracle(SparseMethod):
         if self.density == 1:
             return None
         geometry = self._geometry(q, layout)
-        check_density(self.density, geometry.least_density, "text and a block per row")
+        geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
         mass = exact_mass(q, k, geometry)
         return geometry.plan(flat_top_k(mass, self.density, *sizes, forced=geometry.forced))

@@ -11,7 +11,7 @@ from vidsparse.kernels.launch import block_sizes
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, register
 from vidsparse.methods.blocks import raster_geometry
-from vidsparse.methods.budget import check_density, flat_top_k
+from vidsparse.methods.budget import flat_top_k
 from vidsparse.plan import AttentionPlan, CallSite
 
 
@@ -50,7 +50,7 @@ class RandomBlocks(SparseMethod):
             return None
         blocks = self.blocks or block_sizes(q.device, q.shape[3])
         geometry = raster_geometry(layout, blocks, q.device, own=False)
-        check_density(self.density, geometry.least_density, "text and a block per row")
+        geometry.check(self.density)
         shape = (*q.shape[:2], *geometry.forced.shape)
         generator = site_generator(site, self.seed, q.device)
         scores = torch.rand(shape, generator=generator, device=q.device)

@@ -13,6 +13,7 @@ from vidsparse.layout import VideoLayout, identity_order, inverse_order, pixel_m
 from vidsparse.methods.blocks import (
     CACHED_GEOMETRIES,
     Partition,
+    describe_forced,
     forced_blocks,
     least_density,
     uniform_partition,
@@ -104,8 +105,7 @@ def head_masks(
     orders = [(natural, natural), (pixels, keys)]
     bands = [_band(layout, q, kv, blocks, sink) for q, kv in orders]
     least = max(band.least_density for band in bands)
-    always = "text and" if sink == "none" or same else "text, first frame and"
-    check_density(density, least, f"{always} each block's neighbours")
+    check_density(density, least, describe_forced(layout, first_frame=sink != "none", own=True))
     kept = [band.fill(density) for band in bands]
     lists = BlockMask.from_dense(
         torch.stack(kept)[None],
