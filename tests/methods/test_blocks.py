@@ -138,7 +138,7 @@ def test_forced_blocks_count_as_the_least_density():
     ("layout", "first_frame", "own", "said"),
     [
         (VideoLayout(3, 4, 4), False, True, "each block's own keys"),
-        (VideoLayout(3, 4, 4, 5), True, True, "text and the first frame and each block's own keys"),
+        (VideoLayout(3, 4, 4, 5), True, True, "text, the first frame and each block's own keys"),
         (VideoLayout(1, 4, 4), True, False, "one block per row"),
     ],
 )

@@ -93,14 +93,6 @@ def test_oracle_of_a_peaked_map_finds_its_blocks(cases):
     assert plan.mask.to_dense()[0, 0].int().argmax(-1).tolist() == target.tolist()
 
 
-def test_random_planning_never_waits(cases):
-    q, k, v = cases.qkv(4, 1, 2, LAYOUT.num_tokens, 16)
-    method = RandomBlocks(0.4, blocks=SMALL)
-    method.plan(q, k, v, LAYOUT, cases.site(), None)
-    with cases.no_host_sync():
-        method.plan(q, k, v, LAYOUT, cases.site(step=6), None)
-
-
 def test_a_density_below_the_text_is_refused(cases):
     q, k, v = cases.qkv(5, 1, 1, LAYOUT.num_tokens, 16)
     for method in (RandomBlocks(0.05, blocks=SMALL), Oracle(0.05, blocks=SMALL)):

@@ -242,16 +242,6 @@ def test_half_precision_plans_nearly_alike(dtype, cases):
     assert int((exact != half).sum()) <= 0.02 * exact.numel()
 
 
-def test_planning_never_waits_for_the_device(cases):
-    for layout in (VideoLayout(4, 8, 8), VideoLayout(2, 9, 13)):
-        tensors = cases.qkv(9, 1, 2, layout.num_tokens, 16)
-        for budget in ("flat", "row", "top_p", "threshold"):
-            method = Draft(0.4, block=16, budget=budget, second_moment=True, tiling="strips")
-            plan_of(method, tensors, layout, cases)
-            with cases.no_host_sync():
-                plan_of(method, tensors, layout, cases)
-
-
 def test_planning_is_deterministic(cases):
     layout = VideoLayout(3, 7, 9)
     tensors = cases.qkv(10, 1, 2, layout.num_tokens, 16)

@@ -286,15 +286,6 @@ def test_decisions_are_kept_for_as_many_steps_as_asked(every, decided, cases):
     assert taken == decided
 
 
-def test_planning_never_waits_for_the_device(cases):
-    tensors = cases.qkv(10, 1, 4, LAYOUT.num_tokens, 16)
-    for method in (SVG(0.5, blocks=SMALL), SVG(0.5, heads="temporal", blocks=SMALL)):
-        state = method.init_state()
-        method.plan(*tensors, LAYOUT, cases.site(), state)
-        with cases.no_host_sync():
-            method.plan(*tensors, LAYOUT, cases.site(step=6), state)
-
-
 def test_watched_svg_keeps_every_decision(cases):
     tensors = cases.qkv(11, 2, 4, LAYOUT.num_tokens, 16)
     watched, plain = WatchedSVG(0.5, blocks=SMALL), SVG(0.5, blocks=SMALL)

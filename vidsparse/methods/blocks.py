@@ -156,7 +156,8 @@ def describe_forced(layout: VideoLayout, *, first_frame: bool, own: bool) -> str
     """Name what ``forced_blocks`` keeps on this layout, for people."""
     parts = ["text"] if layout.text_tokens else []
     parts += ["the first frame"] if first_frame and layout.frames > 1 else []
-    return " and ".join([*parts, "each block's own keys" if own else "one block per row"])
+    last = "each block's own keys" if own else "one block per row"
+    return f"{', '.join(parts)} and {last}" if parts else last
 
 
 def least_density(forced: Tensor, q: Partition, kv: Partition) -> float:
