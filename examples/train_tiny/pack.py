@@ -127,12 +127,16 @@ def check_reload(pipe: WanPipeline, folder: Path) -> None:
         raise ValueError(f"outputs changed: {wrong}")
 
 
-def check_registry(settings: Settings, card: ModelInfo) -> None:
+def check_registry(settings: Settings, card: ModelInfo, trained_on: set[str]) -> None:
     """Compare what was trained with what `vidsparse.models` says.
 
     Raises:
-        ValueError: a grid or a default differs.
+        ValueError: a grid or a default differs, or a grid was never trained on.
     """
+    if missing := set(card.grids) - trained_on:
+        raise ValueError(
+            f"never trained on {', '.join(sorted(missing))}; train on, or look at it with --draft"
+        )
     for name, grid in card.grids.items():
         trained = settings.grid(name)
         size = (grid.height, grid.width, grid.num_frames, grid.tokens)
@@ -201,6 +205,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, help="its log.json; in the OUT folder by default")
     parser.add_argument("--to", type=Path, default=MODELS / "tiny")
     parser.add_argument("--device", help="what it was trained on, where the log does not say")
+    parser.add_argument("--draft", action="store_true", help="unfinished weights, not to ship")
     parser.add_argument("--commit", help="of the training code; the last one by default")
     return parser.parse_args()
 
@@ -210,7 +215,9 @@ def main() -> None:
     torch.set_num_threads(1)
     log = json.loads((args.log or args.shards / "log.json").read_text())
     settings = read_settings(log)
-    check_registry(settings, info("tiny"))
+    if not args.draft:
+        history = load_shards(args.shards, "dit")[1]["history"]
+        check_registry(settings, info("tiny"), {row[2] for row in history})
     pipe = assemble(args.shards, settings)
     args.to.mkdir(parents=True, exist_ok=True)
     write(pipe, args.to)
