@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 
 
 def test_tiles_match_the_published_cases():
-    # draft D1b and D3: order and sizes.
+    # draft D1, D1b and D3: order and sizes.
+    square = tile_partition(VideoLayout(1, 4, 4), (1, 2, 2))
+    assert square.order.tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]
     even = tile_partition(VideoLayout(1, 4, 6), (1, 2, 2))
     expected = "0 1 6 7 2 3 8 9 4 5 10 11 12 13 18 19 14 15 20 21 16 17 22 23"
     back = "0 1 4 5 8 9 2 3 6 7 10 11 12 13 16 17 20 21 14 15 18 19 22 23"

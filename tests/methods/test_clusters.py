@@ -1,3 +1,5 @@
+"""Selection of clusters: svg.md T1-T7, but for T6 on density kinds (test_budget.py)."""
+
 import pytest
 import torch
 
@@ -91,6 +93,17 @@ def test_p_out_of_range_says_so(p):
 def test_minimum_ratio_out_of_range_says_so():
     with pytest.raises(UsageError, match=r"\[0, 1\]"):
         keep_top_p(log_mass_of([[0.5, 0.5]]), 0.5, min_ratio=1.5)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.5, 0.999])
+def test_every_row_keeps_a_cluster_with_tokens(p):
+    # svg.md T4, with logits that make empty clusters look best.
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(1, 2, n, 8, generator=generator) * 9 for n in (30, 40))
+    sizes = torch.randint(0, 2, (1, 2, 40), generator=generator)
+    mask = keep_top_p(log_cluster_mass(q, k, sizes), p)
+    assert (mask & (sizes > 0)[..., None, :]).any(-1).all()
+    assert not (mask & (sizes == 0)[..., None, :]).any()
 
 
 def test_empty_clusters_rank_behind_clusters_whose_mass_underflows():

@@ -1,3 +1,15 @@
+"""SVG, case by case of the research's section 5 (svg.md).
+
+Layout L1 L2 L3: tests/test_layout.py (pixel-major order, text in place, one frame or pixel).
+L4: orders_leave_spatial_heads. M1: published_width, low_density_names_the_least. M2 M3:
+published_tiny_masks, true_first_frame. M4 M5: text_masks (M4's padding row:
+tests/test_attention.py, padding_rows_see_only_padding). M6: band_of_whole_blocks. M7 M8 M10: 720p_executes. M9 P6:
+profiled_rows. P1: everything_kept. P2: pure_heads. P3: forced_heads. P4: rows_cover. P5: text_rows.
+P7: batch_rows, branches_and_generations. P8: padding_text.
+W1 W2: tests/test_schedule.py. W3 W4 W5 W7: tests/test_api.py, tests/pipelines/test_attach.py.
+W6: tests/pipelines/test_tracker.py, test_wan.py. W8 W9 concern no method.
+"""
+
 import math
 
 import pytest
@@ -117,6 +129,7 @@ def test_text_masks_match_the_published_ones(layout, rows):
         (0.25, VideoLayout(21, 45, 80), 2.8134665205267897),
         (0.30, VideoLayout(21, 45, 80), 3.430139),
         (0.25, VideoLayout(33, 45, 80, text_after=256), 4.348694),
+        (0.20, VideoLayout(33, 45, 80, text_after=256), 3.412012),
         (0.25, VideoLayout(11, 48, 85, text_before=226), 1.417393),
     ],
 )
@@ -127,6 +140,16 @@ def test_band_has_the_published_width(density, layout, width_frames):
     video = middle[math.ceil(layout.text_before / block) : layout.video_end // block]
     half = int(video.sum()) / 2 * block
     assert abs(half - width_frames * layout.tokens_per_frame) <= block
+
+
+@pytest.mark.parametrize(("m", "blocks"), [(1, 28), (2, 44), (3, 58)])
+def test_band_of_whole_blocks_has_the_published_count(m, blocks):
+    # M6: of 10 x 10 blocks those within m of the diagonal; ours has no partial ones.
+    layout = VideoLayout(10, 8, 16)
+    masks = head_masks(layout, (128, 128), blocks / 100, "none", torch.device("cpu"))
+    ids = torch.arange(10)
+    for kind in (0, 1):
+        assert torch.equal(masks.kept[kind], (ids[:, None] - ids).abs() <= m)
 
 
 @pytest.mark.parametrize("sink", ["frame", "none"])
@@ -258,6 +281,21 @@ def test_batch_rows_decide_alone(cases):
         alone = plan_of(method, [x[row : row + 1] for x in tensors], LAYOUT, cases)
         assert torch.equal(alone.moved_heads[0], both.moved_heads[row])
         assert torch.equal(alone.mask.kv_indices[0], both.mask.kv_indices[row])
+
+
+def test_branches_and_generations_decide_alone(cases):
+    # P7 and W4: a head type kept for good is that of the branch and video it was found in.
+    spatial = structured(LAYOUT, [False] * 4, seed=1, axis_scale=10.0)
+    temporal = structured(LAYOUT, [True] * 4, seed=2, axis_scale=10.0)
+    method = WatchedSVG(0.4, blocks=SMALL, decide_every=0, sink="none")
+    attend = SparseAttention(method, DenseSchedule(dense_steps=0))
+    calls = [(spatial, {}), (temporal, {"branch": 1}), (spatial, {"branch": 1, "step": 6})]
+    calls.append((temporal, {"generation": 1}))
+    for tensors, where in calls:
+        attend(*tensors, layout=LAYOUT, site=cases.site(**where))
+    found = [bool(heads.all()) for _, heads in method.decisions]
+    assert found == [False, True, True, True]
+    assert not bool(method.decisions[0][1].any())
 
 
 def test_padding_text_reaches_no_real_token(cases):

@@ -1,3 +1,15 @@
+"""SVG2, case by case of the research's section 5 (svg.md).
+
+K1-K7 K9: tests/kernels/test_kmeans.py (tie and empty, means and sizes, inertia, one cluster, as
+many as tokens, transposed, duplicates, no iterations, seed). K5 K8 also here: tight_as_scikit_learns,
+warm_start; K6: equal_keys, identical_tokens; K8's resets: next_generation, branches (shapes:
+tests/test_attention.py). T1-T7: test_clusters.py; T2 T5 also test_budget.py.
+A1: every_cluster_kept. A2 A7: output_is_attention, text_attends. A3: blocks_of_any_size. A4:
+order_inside_clusters (round trip: tests/kernels/test_permute.py). A5 A6:
+tests/kernels/test_block_sparse_attention.py. A7's padding: padding_text. A8: identical_tokens.
+A9: density_counts. W cases: see test_svg.py.
+"""
+
 from dataclasses import replace
 
 import pytest
@@ -5,12 +17,13 @@ import torch
 
 from vidsparse.attention import SparseAttention, dense_attention, run_plan
 from vidsparse.errors import UsageError
+from vidsparse.kernels.block_mask import RaggedBlockMask
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method
 from vidsparse.methods.clusters import spread_tokens
 from vidsparse.methods.svg2 import Svg2, video_density
-from vidsparse.plan import CallSite
+from vidsparse.plan import AttentionPlan, CallSite
 from vidsparse.schedule import DenseSchedule
 
 SITE = CallSite("transformer", 3, 8, 5, 20, 0.5, 0, 0)
@@ -88,6 +101,47 @@ def test_output_is_attention_under_the_mask():
     expected, mask = masked_dense(q, k, v, made)
     torch.testing.assert_close(run_plan(q, k, v, made).out, expected, atol=1e-5, rtol=1e-4)
     assert float(made.density()) == pytest.approx(mask.double().mean().item(), abs=1e-6)
+
+
+SIZES = (129, 0, 1, 127, 128, 0, 15)
+
+
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.8])
+def test_blocks_of_any_size_are_attended(D, density):
+    # A3, on both sides and in another order per head.
+    generator = torch.Generator().manual_seed(D)
+    shuffles = [[torch.randperm(7, generator=generator) for _ in "hh"] for _ in "qk"]
+    q_sizes, k_sizes = (torch.tensor(SIZES)[torch.stack(s)][None] for s in shuffles)
+    q, k, v = torch.randn(3, 1, 2, sum(SIZES), D, generator=generator)
+    chosen = torch.rand(1, 2, 7, 7, generator=generator) < density
+    chosen[..., 0] = True
+    # A row may keep empty clusters only: it has no key and gives zeros.
+    mask = RaggedBlockMask.from_sizes(chosen, q_sizes, k_sizes, seq_q=400, seq_kv=400)
+    wide = mask.token_mask()
+    scores = (q.double() @ k.double().mT * D**-0.5).masked_fill(~wide, -torch.inf)
+    expected = torch.softmax(scores, -1).nan_to_num(0) @ v.double()
+    out = run_plan(q, k, v, AttentionPlan(mask), impl=Impl.TORCH).out
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_order_inside_clusters_and_their_names_do_not_matter():
+    # A4.
+    q, k, v = qkv(VIDEO)
+    made = plan(SMALL, q, k, VIDEO)
+    mask = made.mask
+    names = torch.randperm(mask.num_kv_blocks, generator=torch.Generator().manual_seed(1))
+    orders, sizes = [], mask.kv_offsets.diff()
+    for h in range(2):
+        parts = made.kv_order[0, h].split(sizes[0, h].tolist())
+        orders.append(torch.cat([parts[i].flip(0) for i in names]))
+    renamed = RaggedBlockMask.from_sizes(
+        mask.mask[..., names], mask.q_offsets.diff(), sizes[..., names], seq_q=396, seq_kv=396
+    )
+    other = AttentionPlan(renamed, made.q_order, torch.stack(orders)[None])
+    torch.testing.assert_close(
+        run_plan(q, k, v, other).out, run_plan(q, k, v, made).out, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_text_attends_to_everything_and_everything_to_text():
