@@ -3,8 +3,9 @@
 D1 D1b D2 D3 T1 T2: test_blocks.py (published cases, strips, fill, exact windows). D4 D5 D6:
 test_budget.py. D7 D9: pooled_logit. D8: tests/test_attention.py, permuted_full_mask_is_dense.
 D10: unequal_windows. G1: published_gates. Invariants: text in place and bijection:
-tests/test_layout.py, strip_blocks; density 1: everything_is_dense; constant q or k: exact_count; heads: heads_choose;
-forced blocks and realised density: output_is_attention; nested masks: test_budget.py.
+tests/test_layout.py, strip_blocks; density 1: everything_is_dense; constant q or k: exact_count;
+heads: heads_choose; forced blocks and realised density: output_is_attention; nested masks:
+test_budget.py.
 """
 
 import numpy as np

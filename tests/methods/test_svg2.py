@@ -1,9 +1,10 @@
 """SVG2, case by case of the research's section 5 (svg.md).
 
 K1-K7 K9: tests/kernels/test_kmeans.py (tie and empty, means and sizes, inertia, one cluster, as
-many as tokens, transposed, duplicates, no iterations, seed). K5 K8 also here: tight_as_scikit_learns,
-warm_start; K6: equal_keys, identical_tokens; K8's resets: next_generation, branches (shapes:
-tests/test_attention.py). T1-T7: test_clusters.py; T2 T5 also test_budget.py.
+many as tokens, transposed, duplicates, no iterations, seed). K5 K8 also here:
+tight_as_scikit_learns, warm_start; K6: equal_keys, identical_tokens; K8's resets:
+next_generation, branches (shapes: tests/test_attention.py). T1-T7: test_clusters.py; T2 T5 also
+test_budget.py.
 A1: every_cluster_kept. A2 A7: output_is_attention, text_attends. A3: blocks_of_any_size. A4:
 order_inside_clusters (round trip: tests/kernels/test_permute.py). A5 A6:
 tests/kernels/test_block_sparse_attention.py. A7's padding: padding_text. A8: identical_tokens.
