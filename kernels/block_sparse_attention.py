@@ -182,8 +182,8 @@ def _kept_mass(
 ) -> Tensor:
     kept = mask.to_dense()
     if isinstance(mask, RaggedBlockMask):
-        bounds = {"q_offsets": mask.q_offsets, "kv_offsets": mask.kv_offsets}
-        mass = block_mass(q, k, lse, scale=scale, **bounds)
+        bounds = (mask.q_offsets, mask.kv_offsets)
+        mass = block_mass(q, k, lse, scale=scale, q_offsets=bounds[0], kv_offsets=bounds[1])
     else:
         mass = block_mass(q, k, lse, scale=scale, block_q=mask.block_q, block_kv=mask.block_kv)
     return mass.masked_fill(~kept, 0.0)

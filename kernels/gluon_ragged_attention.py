@@ -3,7 +3,7 @@
 A query tile lies within one query block. Its keys come as chunks (first the partial ones, whose
 tiles are masked, then whole ones) and as wide tiles of consecutive keys, one box each.
 """
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

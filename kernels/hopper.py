@@ -145,14 +145,14 @@ def attend_gluon(
     if stats_lse is None:
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
-            _launch(*batch, batch[4], None, mask, scale, config)
+            _launch(batch, mask, scale, config)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
         *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS, device=q.device
     )
     for batch in _batches(*tensors, stats_lse.contiguous(), parts):
-        _launch(*batch, mask, scale, config)
+        _launch(batch, mask, scale, config)
     return AttentionOutput(out, lse, dense_stats(parts, mask))
 
 
@@ -171,12 +171,14 @@ def _heads_have_one_stride(x: Tensor) -> bool:
 
 
 def _launch(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, counts: Tensor, indices: Tensor,
-    stats_lse: Tensor, stats: Tensor | None, mask: BlockMask, scale: float, config: GluonConfig,
-) -> None:  # fmt: skip
+    tensors: tuple[Tensor, ...], mask: BlockMask, scale: float, config: GluonConfig
+) -> None:
     from vidsparse.kernels.gluon_attention import attention_kernel
     from vidsparse.kernels.triton_lists import launch_order
 
+    q, k, v, out, lse, counts, indices = tensors[:7]
+    # Without statistics the kernel never touches these two.
+    stats_lse, stats = tensors[7:] or (lse, lse)
     heads, Sq, D = q.shape
     size = max(64, padded_head_size(D))
     tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
@@ -185,12 +187,12 @@ def _launch(
     rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
     attention_kernel[(len(order),)](
         _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
-        lse, order, counts, indices, stats_lse, lse if stats is None else stats,
+        lse, order, counts, indices, stats_lse, stats,
         stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=stats is not None,
+        STATS=len(tensors) > 7,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

@@ -103,7 +103,8 @@ def assign_triton(
     descriptor = heads_descriptor(rounded, clusters, PAD_D)
     _assign_kernel[(triton.cdiv(S, tokens), B * H)](
         x, rounded if descriptor is None else descriptor, half_norms, labels,
-        *x.stride()[:3], H, S, K, D, TOKENS=tokens, CLUSTERS=clusters, PAD_D=PAD_D, EVEN_D=PAD_D == D,
+        *x.stride()[:3], H, S, K, D,
+        TOKENS=tokens, CLUSTERS=clusters, PAD_D=PAD_D, EVEN_D=PAD_D == D,
         STAGES=stages, TMA=descriptor is not None, num_warps=warps,
     )  # fmt: skip
     return labels

@@ -54,9 +54,10 @@ def parts(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable[[]
 
 
 def _ragged_lists(mask: RaggedBlockMask) -> object:
-    from vidsparse.kernels.triton_ragged_lists import chunk_lists, query_tiles
+    from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
 
-    return chunk_lists(mask, 16), query_tiles(mask.q_offsets, mask.seq_q, 128)
+    lists = chunk_lists(mask, 16, wide=128)
+    return lists, ordered_query_tiles(mask.q_offsets, lists, mask.seq_q, 128, 8)
 
 
 def bench_parts(H: int, S: int, D: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
