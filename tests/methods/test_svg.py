@@ -1,7 +1,7 @@
 """SVG, case by case of the research's section 5 (svg.md).
 
 Layout L1 L2 L3: tests/test_layout.py (pixel-major order, text in place, one frame or pixel). L4:
-orders_leave_spatial_heads. M1: published_width, low_density_names_the_least. M2 M3:
+orders_leave_spatial_heads. M1: published_width, names_the_least. M2 M3:
 published_tiny_masks, true_first_frame. M4 M5: text_masks (M4's padding row:
 tests/test_attention.py, padding_rows_see_only_padding). M6: band_of_whole_blocks. M7 M8 M10:
 720p_executes. M9 P6: profiled_rows. P1: everything_kept. P2: pure_heads. P3: forced_heads. P4:

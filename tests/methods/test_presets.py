@@ -1,0 +1,69 @@
+from dataclasses import replace
+
+import pytest
+
+from vidsparse.config import SparseConfig, preset_names
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import build_method
+from vidsparse.plan import CallSite
+from vidsparse.schedule import DenseSchedule
+
+SITE = CallSite("transformer", 0, 40, 0, 50, 0.9, 0, 0)
+
+
+def schedule_of(config):
+    return DenseSchedule(config.dense_steps, config.dense_layers, config.dense_above_sigma)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_builds_its_method_and_schedule(name):
+    config = SparseConfig.load(name)
+    method = build_method(config.method, config.parameters)
+    assert name.startswith(f"{method.name}-")
+    assert "not measured by us" in config.note
+    assert schedule_of(config) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "layers", "dense_steps", "dense_layers"),
+    # svg.md 1.5: counts of the published scripts.
+    [
+        ("svg-wan-t2v-720p", 50, 40, 10, 1),
+        ("svg-wan-i2v-720p", 40, 40, 14, 1),
+        ("svg-wan-i2v-480p", 40, 40, 8, 1),
+        ("svg-hunyuan-720p", 50, 60, 5, 1),
+        ("svg-hunyuan-480p", 50, 60, 2, 0),
+        ("svg2-wan-t2v-720p", 50, 40, 10, 1),
+        ("svg2-wan-i2v-720p", 40, 40, 14, 1),
+        ("svg2-wan-i2v-480p", 40, 40, 8, 1),
+        ("svg2-hunyuan-720p", 50, 60, 5, 1),
+        ("svg2-hunyuan-480p", 50, 60, 2, 0),
+    ],
+)
+def test_published_steps_and_layers_stay_dense(name, steps, layers, dense_steps, dense_layers):
+    schedule = schedule_of(SparseConfig.load(name))
+    site = replace(SITE, num_steps=steps, num_layers=layers)
+    last_step, last_layer = steps - 1, layers - 1
+    in_steps = [schedule.reason(replace(site, step=s, layer=last_layer)) for s in range(steps)]
+    in_layers = [schedule.reason(replace(site, step=last_step, layer=n)) for n in range(layers)]
+    assert [bool(why) for why in in_steps] == [s < dense_steps for s in range(steps)]
+    assert [bool(why) for why in in_layers] == [n < dense_layers for n in range(layers)]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "shift"), [("draft-wan-t2v-768p", 50, 5), ("draft-hunyuan-768p", 50, 7)]
+)
+def test_published_gates_keep_fifteen_steps_dense(name, steps, shift):
+    # draft G1.
+    schedule = schedule_of(SparseConfig.load(name))
+    even = [1 - step / steps for step in range(steps)]
+    sigmas = [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+    why = [schedule.reason(replace(SITE, step=s, sigma=x, layer=39)) for s, x in enumerate(sigmas)]
+    assert sum(reason is not None for reason in why) == 15
+
+
+def test_draft_density_counts_the_text_that_the_original_does_not():
+    layout = VideoLayout(33, 48, 80, text_after=256)
+    text = 1 - (layout.video_tokens / layout.num_tokens) ** 2
+    density = SparseConfig.load("draft-hunyuan-768p").parameters["density"]
+    assert density == pytest.approx(0.1 * (1 - text) + text, abs=5e-4)
