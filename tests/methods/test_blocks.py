@@ -11,9 +11,8 @@ from vidsparse.methods.blocks import (
     raster_geometry,
     text_blocks,
     tile_geometry,
-    tile_partition,
-    uniform_partition,
 )
+from vidsparse.methods.partitions import tile_partition, uniform_partition
 from vidsparse.methods.windows import choose_tile, exact_window
 
 CPU = torch.device("cpu")

@@ -12,13 +12,12 @@ from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.layout import VideoLayout, identity_order, inverse_order, pixel_major_order
 from vidsparse.methods.blocks import (
     CACHED_GEOMETRIES,
-    Partition,
     describe_forced,
     forced_blocks,
     least_density,
-    uniform_partition,
 )
 from vidsparse.methods.budget import check_density, flat_top_k
+from vidsparse.methods.partitions import Partition, uniform_partition
 
 Sink = Literal["frame", "positions", "none"]
 SINKS: tuple[Sink, ...] = ("frame", "positions", "none")
