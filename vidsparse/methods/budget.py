@@ -215,9 +215,11 @@ def top_p(
     exact = mass.to(torch.promote_types(mass.dtype, torch.float32))
     # Sums from the largest mass down would stall at 1 and make all small blocks look alike.
     tail = exact.gather(-1, order).flip(-1).cumsum(-1).flip(-1)
-    sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
-    least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None]
-    wanted = (tail >= 1 - p) | (before(sizes) < least)
+    wanted = tail >= 1 - p
+    if min_density > 0:
+        sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
+        least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None]
+        wanted |= before(sizes) < least
     return _unsort(wanted, order) | kept
 
 
