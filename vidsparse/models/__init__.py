@@ -23,6 +23,7 @@ __all__ = [
     "path",
 ]
 
+_FOLDER = Path(__file__).parent
 # Parts of a pipeline that have weights.
 _PARTS = ("transformer", "text_encoder", "vae")
 _EXAMPLE = "a small red circle moves right over drifting green stripes"
@@ -63,7 +64,7 @@ class ModelInfo:
 
 
 def _grid(height: int, width: int, num_frames: int) -> Grid:
-    # The VAE makes 4 x 4 pixels and 4 frames one latent, the transformer 2 x 2 latents one token.
+    # The VAE makes 8 x 8 pixels and 4 frames one latent, the transformer a latent one token.
     tokens = ((num_frames - 1) // 4 + 1) * (height // 8) * (width // 8)
     return Grid(height, width, num_frames, tokens)
 
@@ -107,7 +108,7 @@ def path(name: str) -> Path:
         ValueError: there is no such model.
         FileNotFoundError: its weights, or some of them, aren't part of this installation.
     """
-    folder = Path(__file__).parent / info(name).name
+    folder = _FOLDER / info(name).name
     missing = _missing_files(folder)
     if missing:
         raise FileNotFoundError(
