@@ -44,10 +44,11 @@ def contact_sheet(videos: list[Tensor], titles: list[str], path: Path, side: int
 
 
 @torch.no_grad()
-def vae_sheet(vae: AutoencoderKLWan, settings: Settings, device: str, path: Path) -> float:
+def vae_sheet(
+    vae: AutoencoderKLWan, settings: Settings, grid: Grid, count: int, device: str, path: Path
+) -> float:
     """Draw truth and reconstruction of fresh clips; returns the PSNR in dB."""
-    grid = settings.grid("cpu")
-    scenes, captions = sample_scenes(6, torch.Generator().manual_seed(settings.seed + 77))
+    scenes, captions = sample_scenes(count, torch.Generator().manual_seed(settings.seed + 77))
     video = render(
         scenes.to(torch.device(device)), frames=grid.frames, height=grid.height, width=grid.width
     )

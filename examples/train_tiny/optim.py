@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices, AdamW for the rest, and an average of the weights."""
+"""Muon for the hidden matrices and kernels, AdamW for the rest, and an average of the weights."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,6 +28,7 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose matrix updates are orthogonalised, all matrices of one shape at once.
 
+    Convolution kernels count as matrices of one row for each output channel.
     The update's size matches AdamW's (0.2 sqrt(max(R, C))), so both share one learning rate.
     """
 
@@ -57,8 +58,9 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         # Nesterov: look ahead along the momentum.
         ahead = torch._foreach_lerp(grads, buffers, group["momentum"])
-        update = orthogonalise(torch.stack(ahead))
-        scale = 0.2 * max(params[0].shape) ** 0.5
+        matrices = torch.stack([one.flatten(1) for one in ahead])
+        scale = 0.2 * max(matrices.shape[1:]) ** 0.5
+        update = orthogonalise(matrices).view(len(params), *params[0].shape)
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, list(update.unbind()), alpha=-group["lr"] * scale)
 

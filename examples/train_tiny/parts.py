@@ -10,7 +10,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -19,7 +19,8 @@ from vidsparse.models.grammar import WORDS
 
 FLOW_SHIFT = 4.0
 TEXT_TOKENS = 512  # WanPipeline pads its text to this length with zero vectors
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 32
+PIXELS = 8  # pixels of one latent in height and width
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -70,25 +71,61 @@ def build_text_encoder(width: int = 128) -> UMT5EncoderModel:
     return encoder.eval()
 
 
-def build_vae(base: int = 16, blocks: int = 1) -> AutoencoderKLWan:
-    """Build Wan's VAE small: 4 x 4 pixels and 4 frames to one latent of 8 channels."""
-    return AutoencoderKLWan(
+def build_vae(base: int = 32, blocks: int = 1) -> AutoencoderKLWan:
+    """Build Wan 2.2's VAE small: 8 x 8 pixels and 4 frames to one latent of 32 channels."""
+    vae = AutoencoderKLWan(
         base_dim=base,
         z_dim=LATENT_CHANNELS,
-        dim_mult=[1, 2, 4],
+        dim_mult=[1, 2, 2],
         num_res_blocks=blocks,
         temperal_downsample=[True, True],
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
+        is_residual=True,
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
         scale_factor_temporal=4,
-        scale_factor_spatial=4,
+        scale_factor_spatial=PIXELS,
     )
+    _start_near_identity(vae)
+    return vae
+
+
+@torch.no_grad()
+def _start_near_identity(vae: AutoencoderKLWan) -> None:
+    """Begin as block averages passed through, with little noise; the rest is then learnt.
+
+    From diffusers' own initial values the colours alone take a thousand steps.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Conv3d):
+            continue
+        if name.endswith(("conv2", "time_conv", "proj")) or ".resample." in name:
+            # Residual branches start at zero: only the shortcuts speak.
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif name.endswith("conv_shortcut"):
+            nn.init.orthogonal_(module.weight.flatten(1))
+            nn.init.zeros_(module.bias)
+        elif name.endswith(("conv_in", "conv_out")):
+            centre = nn.init.orthogonal_(torch.empty(module.weight.shape[:2]))
+            module.weight.mul_(0.3)
+            module.weight[:, :, 2, 1, 1] += centre
+            if name.endswith("conv_in"):
+                # RMS norms keep a vector's direction only; the bias makes brightness part of it.
+                nn.init.normal_(module.bias, std=0.5)
+    for module in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(module.weight)
+        nn.init.zeros_(module.bias)
+    vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
+    vae.quant_conv.bias[LATENT_CHANNELS:] = -5.0
 
 
 def build_transformer(heads: int = 6, layers: int = 8, ffn: int = 1024) -> WanTransformer3DModel:
-    """Build the transformer with Wan's initial values: head size 64, patches of 1 x 2 x 2."""
+    """Build the transformer with Wan's initial values: head size 64, a token for each latent."""
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, 1, 1),
         num_attention_heads=heads,
         attention_head_dim=64,
         in_channels=LATENT_CHANNELS,
@@ -169,13 +206,15 @@ def chunked(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 def encode_moments(vae: AutoencoderKLWan, video: Tensor) -> tuple[Tensor, Tensor]:
     """Encode whole clips (B, 3, F, H, W) in [-1, 1] to mean and log variance."""
+    video = patchify(video, vae.config.patch_size)
     mean, logvar = vae.quant_conv(vae.encoder(video)).chunk(2, dim=1)
     return mean, logvar.clamp(-30.0, 20.0)
 
 
 def decode_clip(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """Decode whole clips to (B, 3, F, H, W), not clamped."""
-    return vae.decoder(vae.post_quant_conv(latents))
+    out = vae.decoder(vae.post_quant_conv(latents), first_chunk=True)
+    return unpatchify(out, vae.config.patch_size)
 
 
 def pad_text(states: Tensor, mask: Tensor) -> Tensor:
@@ -186,4 +225,4 @@ def pad_text(states: Tensor, mask: Tensor) -> Tensor:
 
 def tokens_of(latent_shape: tuple[int, ...]) -> int:
     """Count the transformer's tokens of a latent (..., F, H, W)."""
-    return math.prod(latent_shape[-3:]) // 4
+    return math.prod(latent_shape[-3:])

@@ -21,6 +21,7 @@ _GROUNDS = tuple(grammar.BACKGROUND_COLOURS)
 MAX_OBJECTS = 3
 NOISE_CELLS = 12
 ZOOM = 1.35
+Window = tuple[slice, slice, slice]  # frames, rows, columns
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,9 @@ _paint_compiled = torch.compile(_paint, dynamic=True)
 
 
 @torch.no_grad()
-def render(s: Scenes, *, frames: int, height: int, width: int) -> Tensor:
+def render(
+    s: Scenes, *, frames: int, height: int, width: int, window: Window | None = None
+) -> Tensor:
     """Draw the clips on the device of ``s``.
 
     Args:
@@ -303,22 +306,24 @@ def render(s: Scenes, *, frames: int, height: int, width: int) -> Tensor:
         frames: number of frames; every motion takes the whole clip.
         height: pixels.
         width: pixels.
+        window: draw only these frames, rows and columns; None for all.
 
     Returns:
-        (B, 3, frames, height, width) float32 in [-1, 1].
+        (B, 3, frames, height, width), or the window's size, float32 in [-1, 1].
     """
     device, unit = s.radius.device, min(height, width)
     half = torch.tensor([width / unit / 2, height / unit / 2], device=device)
-    t = torch.linspace(-0.5, 0.5, frames, device=device).view(1, -1, 1, 1)
-    px = (torch.arange(width, device=device) + 0.5) / unit - half[0]
-    py = (torch.arange(height, device=device) + 0.5) / unit - half[1]
+    when, rows, columns = window or (slice(None),) * 3
+    t = torch.linspace(-0.5, 0.5, frames, device=device)[when].view(1, -1, 1, 1)
+    px = ((torch.arange(width, device=device) + 0.5) / unit - half[0])[columns]
+    py = ((torch.arange(height, device=device) + 0.5) / unit - half[1])[rows]
     scale = torch.exp(s.zoom.view(-1, 1, 1, 1) * t)  # (B, F, 1, 1)
     x = px.view(1, 1, 1, -1) / scale - s.pan.view(-1, 1, 1, 1) * t
     y = py.view(1, 1, -1, 1) / scale
     x, y = torch.broadcast_tensors(x, y)
     shift = s.drift.view(-1, 2, 1, 1, 1) * t.unsqueeze(1)
     image = _background(s, x - shift[:, 0], y - shift[:, 1])
-    paths = object_paths(s, frames, half)
+    paths = object_paths(s, frames, half)[:, :, when]
     # Fused into one kernel on a GPU: the shapes' many small operations are memory-bound there.
     paint = _paint_compiled if device.type == "cuda" else _paint
     for k in range(MAX_OBJECTS):

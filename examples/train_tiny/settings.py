@@ -45,7 +45,11 @@ GRIDS = {
 
 RUNS = {
     # The first run learns on small clips, the second refines and adds the large grids.
-    "first": (Phase(0.45, {"mini": 1.0}), Phase(0.55, {"mini": 0.15, "cpu": 0.85})),
+    "first": (
+        Phase(0.4, {"mini": 1.0}),
+        Phase(0.5, {"mini": 0.15, "cpu": 0.85}),
+        Phase(0.1, {"cpu": 0.5, "gpu": 0.3, "gpu-large": 0.2}),
+    ),
     "second": (
         Phase(0.45, {"cpu": 0.7, "wide": 0.1, "tall": 0.1, "long": 0.1}),
         Phase(
@@ -64,8 +68,7 @@ class Settings:
     heads: int = 6
     layers: int = 8
     ffn: int = 1024
-    vae_base: int = 16
-    vae_batch: int = 24
+    vae_base: int = 32
     vae_lr: float = 2e-3
     lr: float = 2e-3
     decay_from: float = 1.0  # fraction of the run where the learning rate starts to fall
@@ -102,7 +105,6 @@ def small(settings: Settings) -> Settings:
         layers=1,
         ffn=64,
         vae_base=8,
-        vae_batch=2,
         check_clips=2,
         steps=2,
         grids=grids,

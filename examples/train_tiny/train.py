@@ -76,14 +76,14 @@ class Run:
                 fill(vae, tensors, "vae")
                 vae.register_to_config(**info["stats"])
                 vae = whole_clip(vae).to(self.device).eval().requires_grad_(False)
-                self.vae_model = speed_up(vae, **info["variant"])
+                self.vae_model = speed_up(vae) if self.device == "cuda" else vae
                 print(f"VAE loaded from {folder}", flush=True)
                 self.keep_vae(info)
                 return
         vae, history = train_vae(self.settings, self.args.vae_minutes * 60, self.device)
         self.vae_model = vae
         stats = {key: history.pop(key) for key in ("latents_mean", "latents_std")}
-        self.keep_vae({"stats": stats, "variant": history.pop("variant"), "history": history})
+        self.keep_vae({"stats": stats, "history": history})
 
     def keep_vae(self, info: dict[str, Any]) -> None:
         """Save the VAE in both folders and draw its reconstructions."""
@@ -93,9 +93,14 @@ class Run:
             save_shards(state, folder, "vae", info)
 
         def draw() -> None:
-            psnr = vae_sheet(self.vae_model, self.settings, self.device, self.out / "vae.png")
-            self.log["vae_psnr"] = psnr
-            print(f"VAE: {psnr:.2f} dB, latent std {info['stats']['latents_std']}", flush=True)
+            for name, count in (("gpu-large", 2), ("cpu", 8)):
+                path = self.out / ("vae.png" if name == "cpu" else f"vae-{name}.png")
+                grid = self.settings.grid(name)
+                psnr = vae_sheet(self.vae_model, self.settings, grid, count, self.device, path)
+                self.log.setdefault("vae_psnr", {})[name] = psnr
+                print(f"VAE on {name}: {psnr:.2f} dB", flush=True)
+            stds = sorted(round(value, 2) for value in info["stats"]["latents_std"])
+            print(f"latent std {stds}", flush=True)
 
         self.attempt("vae sheet", draw)
 
@@ -121,8 +126,8 @@ class Run:
         # Another run, other clips and noise.
         torch.manual_seed(self.settings.seed + 11 + trainer.steps)
         if self.device == "cuda" or self.args.compile:
-            # One compiled block serves all layers; the second grid makes its sizes dynamic.
-            transformer.compile_repeated_blocks()
+            # One compiled block serves all layers and grids.
+            transformer.compile_repeated_blocks(dynamic=True)
         return trainer
 
     def save(self, trainer: Trainer, *, full: bool = False) -> None:

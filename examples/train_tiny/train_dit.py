@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from optim import Average, Muon, split_parameters
-from parts import FLOW_SHIFT, build_tokenizer, encode_moments, pad_text
+from parts import FLOW_SHIFT, PIXELS, build_tokenizer, encode_moments, pad_text
 from scenes import render, sample_scenes
 from settings import Grid, Phase, Settings
 from torch import Tensor
@@ -30,8 +30,8 @@ class Pool:
         self.latents = torch.empty(
             grid.pool,
             *shape,
-            grid.height // 4,
-            grid.width // 4,
+            grid.height // PIXELS,
+            grid.width // PIXELS,
             dtype=torch.bfloat16,
             device=device,
         )

@@ -1,108 +1,157 @@
 """Train the VAE on procedural clips for a given time."""
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKLWan
 from fast_vae import speed_up
+from optim import Muon
 from parts import build_vae, decode_clip, encode_moments, whole_clip
-from scenes import render, sample_scenes
+from scenes import Window, render, sample_scenes
 from settings import Settings
-from torch import Tensor
+from torch import Tensor, nn
 
-# Large frames are part of it because the middle block attends over the whole frame.
-SIZES = ((17, 128, 128), (17, 128, 128), (17, 128, 128), (5, 256, 256))
-VARIANTS = (
-    {"stacked": True, "fused": True},
-    {"stacked": False, "fused": True},
-    {"stacked": False, "fused": False},
-)
+# Scenes of the sizes that the transformer will see; a step draws a window of one of them.
+SCENES = ((33, 128, 128), (17, 96, 96), (33, 128, 128), (61, 192, 192), (81, 320, 320))
 KL_WEIGHT = 1e-4
+FINISH = 0.8  # fraction of the time after which the large windows have their turn
 
 
-def _differences(x: Tensor, y: Tensor) -> Tensor:
-    loss = x.new_zeros(())
-    for dim in (2, 3, 4):
-        loss = loss + (x.diff(dim=dim) - y.diff(dim=dim)).abs().mean()
-    return loss / 3
+@dataclass(frozen=True)
+class Crop:
+    """The size of one step: clips, frames, height, width."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+
+
+SMALL = Crop(12, 9, 96, 96)
+# Long and large windows because convolutions look back and the middle block sees whole frames.
+LARGE = (Crop(4, 17, 128, 128), Crop(2, 5, 320, 320))
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 of the pixels, of their differences in space and time, and of two coarser scales."""
-    loss = (x - y).abs().mean() + 0.7 * _differences(x, y)
-    for _ in range(2):
-        x, y = (F.avg_pool3d(one, (1, 2, 2)) for one in (x, y))
-        loss = loss + 0.5 * (x - y).abs().mean()
-    return loss
+    """L1 and squared error of the pixels, and L1 of their differences in space and time."""
+    error = x - y
+    edges = sum(error.diff(dim=dim).abs().mean() for dim in (2, 3, 4))
+    return error.abs().mean() + 2.0 * error.pow(2).mean() + 0.1 * edges
 
 
 def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.pow(2) + logvar.exp() - 1.0 - logvar).mean()
 
 
-def _clips(rng: torch.Generator, size: tuple[int, int, int], n: int, device: str) -> Tensor:
-    frames, height, width = size
-    scenes, _ = sample_scenes(n, rng)
-    video = render(scenes.to(torch.device(device)), frames=frames, height=height, width=width)
-    return video.contiguous(memory_format=torch.channels_last_3d)
+def _window(rng: torch.Generator, scene: tuple[int, int, int], crop: Crop) -> Window:
+    parts = []
+    for whole, part in zip(scene, (crop.frames, crop.height, crop.width), strict=True):
+        first = int(torch.randint(whole - part + 1, (1,), generator=rng))
+        parts.append(slice(first, first + part))
+    return parts[0], parts[1], parts[2]
 
 
-def _new_vae(settings: Settings, device: str, variant: dict[str, bool]) -> AutoencoderKLWan:
-    torch.manual_seed(settings.seed)
-    vae = whole_clip(build_vae(settings.vae_base)).to(device).train()
-    return speed_up(vae, **variant)
+def _clips(rng: torch.Generator, step: int, crop: Crop, device: str) -> Tensor:
+    scenes, _ = sample_scenes(crop.clips, rng)
+    fitting = [s for s in SCENES if min(s[1:]) >= crop.height and s[0] >= crop.frames]
+    size = fitting[step % len(fitting)]
+    return render(
+        scenes.to(torch.device(device)),
+        frames=size[0],
+        height=size[1],
+        width=size[2],
+        window=_window(rng, size, crop),
+    )
 
 
-def _step(vae: AutoencoderKLWan, video: Tensor, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Reconstruct and go backward; returns reconstruction loss, KL and the clips."""
-    with torch.autocast(device, torch.bfloat16):
+def _losses(
+    vae: AutoencoderKLWan, video: Tensor, noise: Tensor, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruct and go backward; returns reconstruction loss, KL and squared error."""
+    with torch.autocast(device, torch.bfloat16, cache_enabled=False):
         mean, logvar = encode_moments(vae, video)
         mean, logvar = mean.float(), logvar.float()
-        latents = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-        out = decode_clip(vae, latents).float()
+        out = decode_clip(vae, mean + (0.5 * logvar).exp() * noise).float()
     rec, kl = reconstruction_loss(out, video), _kl(mean, logvar)
     (rec + KL_WEIGHT * kl).backward()
-    return rec.detach(), kl.detach(), out.detach()
+    return rec.detach(), kl.detach(), (out.detach().clamp(-1, 1) - video).pow(2).mean()
 
 
-def _batch_size(settings: Settings, size: tuple[int, int, int]) -> int:
-    # About the same number of pixels each step.
-    return max(1, round(settings.vae_batch * 17 * 128 * 128 / (size[0] * size[1] * size[2])))
+class Stepper:
+    """Forward and backward of one window size, as a CUDA graph where that works."""
 
+    def __init__(self, vae: AutoencoderKLWan, crop: Crop, device: str) -> None:
+        c, z = crop, vae.config.z_dim
+        latent = (c.clips, z, (c.frames - 1) // 4 + 1, c.height // 8, c.width // 8)
+        self.device = device
+        self.video = torch.zeros(c.clips, 3, c.frames, c.height, c.width, device=device)
+        self.noise = torch.zeros(latent, device=device)
+        self.grads = [p.grad for p in vae.parameters()]
+        self.vae = vae
+        self.run: Callable[[], tuple[Tensor, Tensor, Tensor]] = self._once
+        if device == "cuda":
+            self._capture()
 
-def fastest_variant(settings: Settings, device: str) -> dict[str, bool]:
-    """Time a few steps of each arrangement of the VAE's arithmetic on this device."""
-    if device != "cuda":
-        return {"stacked": False, "fused": False}
-    times: list[float] = []
-    rng = torch.Generator().manual_seed(settings.seed)
-    video = _clips(rng, SIZES[0], _batch_size(settings, SIZES[0]), device)
-    for variant in VARIANTS:
+    def _once(self) -> tuple[Tensor, Tensor, Tensor]:
+        torch._foreach_zero_(self.grads)
+        return _losses(self.vae, self.video, self.noise, self.device)
+
+    def _capture(self) -> None:
+        """Small steps are bound by their launches; a graph has one."""
         begun = time.monotonic()
-        try:
-            vae = _new_vae(settings, device, variant)
-            for _ in range(2):
-                _step(vae, video, device)
-            torch.cuda.synchronize()
-            warm = time.monotonic()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
             for _ in range(3):
-                _step(vae, video, device)
-            torch.cuda.synchronize()
-            times.append((time.monotonic() - warm) / 3)
+                self._once()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                results = self._once()
         except Exception as error:
-            print(f"vae variant {variant} failed: {error!r}"[:600], flush=True)
-            times.append(float("inf"))
-        print(
-            f"vae variant {variant}: {times[-1]:.3f} s a step, "
-            f"{time.monotonic() - begun:.1f} s to find out",
-            flush=True,
-        )
-        # Good enough is good enough: 24 clips of 17 frames in 60 ms.
-        if times[-1] < 0.06:
-            break
-    return VARIANTS[times.index(min(times))]
+            print(f"vae: no CUDA graph, steps run eagerly: {error!r}"[:400], flush=True)
+            torch.cuda.synchronize()
+            # The failed capture may have left the generator waiting for its graph.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            return
+
+        def replay() -> tuple[Tensor, Tensor, Tensor]:
+            graph.replay()
+            return results
+
+        self.run = replay
+        print(f"vae: graph ready after {time.monotonic() - begun:.1f} s", flush=True)
+
+    def __call__(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Leave the gradients in place; the results are overwritten by the next call."""
+        self.video.copy_(video)
+        self.noise.normal_()
+        return self.run()
+
+
+def _optimisers(vae: AutoencoderKLWan, settings: Settings, device: str) -> list[Any]:
+    kernels = [p for p in vae.parameters() if p.ndim >= 4]
+    others = [p for p in vae.parameters() if p.ndim < 4]
+    adam = torch.optim.AdamW(
+        others, lr=settings.vae_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=device == "cuda"
+    )
+    return [Muon(kernels, lr=settings.vae_lr), adam]
+
+
+def _new_vae(settings: Settings, device: str) -> AutoencoderKLWan:
+    torch.manual_seed(settings.seed)
+    vae = whole_clip(build_vae(settings.vae_base)).to(device).train()
+    vae = speed_up(vae) if device == "cuda" else vae
+    for p in vae.parameters():
+        # Every graph adds to the same gradients.
+        p.grad = torch.zeros_like(p)
+    return vae
 
 
 def train_vae(
@@ -114,46 +163,49 @@ def train_vae(
         The VAE in evaluation mode with latents_mean and latents_std set, and its history.
     """
     start, step = time.monotonic(), 0
-    variant = fastest_variant(settings, device)
-    vae = _new_vae(settings, device, variant)
-    optimiser = torch.optim.AdamW(
-        vae.parameters(),
-        lr=settings.vae_lr,
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-        fused=device == "cuda",
-    )
+    vae = _new_vae(settings, device)
+    optimisers = _optimisers(vae, settings, device)
+    tiny = settings.vae_base <= 8
+    small = Crop(2, 9, 32, 32) if tiny else SMALL
+    large = (Crop(1, 9, 48, 48),) if tiny else LARGE
+    steppers = {crop: Stepper(vae, crop, device) for crop in (small, *large)}
     rng = torch.Generator().manual_seed(settings.seed + 1)
     history: list[tuple[float, int, float, float, float]] = []
     while (spent := time.monotonic() - start) < seconds:
         part = spent / seconds
-        rate = settings.vae_lr * min(1.0, (step + 1) / 100) * min(1.0, (1.001 - part) / 0.4)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        size = SIZES[step % len(SIZES)] if settings.vae_base > 8 else (9, 32, 32)
-        video = _clips(rng, size, _batch_size(settings, size), device)
-        if settings.vae_base <= 8:
-            video = video[: settings.vae_batch]
-        optimiser.zero_grad(set_to_none=True)
-        rec, kl, out = _step(vae, video, device)
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        if step in (0, 5, 20) or step % 50 == 0:
-            psnr = -10 * torch.log10((out.clamp(-1, 1) - video).pow(2).mean() / 4)
+        rate = settings.vae_lr * min(1.0, (step + 1) / 100) * min(1.0, (1.001 - part) / 0.5)
+        crop = small if part < FINISH else large[step % len(large)]
+        rec, kl, squared = steppers[crop](_clips(rng, step, crop, device))
+        _update(vae, optimisers, rate)
+        if step in (0, 20, 100) or step % 200 == 0:
+            psnr = -10 * torch.log10(squared / 4)
             row = (round(time.monotonic() - start, 1), step, rec.item(), kl.item(), psnr.item())
             history.append(row)
             print(
-                f"vae {row[0]:6.1f}s step {step:5d} clips {video.shape[0]} rec {row[2]:.4f} "
-                f"kl {row[3]:.3f} psnr {row[4]:.2f}",
+                f"vae {row[0]:6.1f}s step {step:5d} rec {row[2]:.4f} kl {row[3]:.3f} "
+                f"psnr {row[4]:.2f}",
                 flush=True,
             )
             if not torch.isfinite(rec):
                 raise RuntimeError("the VAE's loss is not finite")
         step += 1
+        if device == "cuda" and step % 8 == 0:
+            # Keep the host close, else the clock above runs ahead of the device.
+            torch.cuda.synchronize()
+    for p in vae.parameters():
+        p.grad = None
     vae.eval().requires_grad_(False)
     stats = measure_latents(vae, settings, device)
     vae.register_to_config(**stats)
-    return vae, {"steps": step, "history": history, "variant": variant, **stats}
+    return vae, {"steps": step, "history": history, **stats}
+
+
+def _update(vae: nn.Module, optimisers: list[torch.optim.Optimizer], rate: float) -> None:
+    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
 
 
 @torch.no_grad()
@@ -161,11 +213,13 @@ def measure_latents(vae: AutoencoderKLWan, settings: Settings, device: str) -> d
     """Measure the latents' mean and standard deviation per channel on fresh clips."""
     rng = torch.Generator().manual_seed(settings.seed + 2)
     grid = settings.grid("cpu")
-    size = (grid.frames, grid.height, grid.width)
     parts = []
     for _ in range(4):
+        scenes, _ = sample_scenes(grid.encode, rng)
+        scenes = scenes.to(torch.device(device))
+        video = render(scenes, frames=grid.frames, height=grid.height, width=grid.width)
         with torch.autocast(device, torch.bfloat16):
-            parts.append(encode_moments(vae, _clips(rng, size, grid.encode, device))[0].float())
+            parts.append(encode_moments(vae, video)[0].float())
     latents = torch.cat(parts)
     return {
         "latents_mean": latents.mean((0, 2, 3, 4)).tolist(),
