@@ -3,7 +3,8 @@ import re
 
 import pytest
 import torch
-from pack import check_registry, check_reload, check_sizes, read_settings, thin, write
+from pack import TOTAL_BYTES, check_registry, check_reload, check_sizes, read_settings, thin, write
+from parts import build_text_encoder, build_transformer, build_vae
 from safetensors.torch import load_file, save_file
 from settings import Settings, small
 
@@ -38,11 +39,21 @@ def test_lost_shard_is_named(random_pipe, tmp_path, monkeypatch):
 
 
 def test_too_large_files_are_refused(packed, monkeypatch):
+    packed = packed / "tiny"
     total = check_sizes(packed)
     assert 100_000 < total < 10_000_000
     monkeypatch.setattr("pack.FILE_BYTES", 1000)
     with pytest.raises(ValueError, match="bytes in all, at most 40000000; files of 1000"):
         check_sizes(packed)
+
+
+def test_model_that_is_trained_is_small_enough_to_ship():
+    s = Settings()
+    parts = (build_vae(s.vae_base), build_text_encoder())
+    parts = (*parts, build_transformer(s.heads, s.layers, s.ffn))
+    weights = sum(p.numel() * 2 for part in parts for p in part.parameters())
+    # Headers, configs and the tokenizer take 0.1 MB.
+    assert weights < TOTAL_BYTES - 100_000
 
 
 def test_tokenizer_is_saved_under_a_name_that_all_versions_know(packed):
