@@ -1,7 +1,7 @@
 """Train the bundled model: VAE first, then transformer and text encoder, then look at it.
 
-python examples/train_tiny/train.py --run first --minutes 8.5 --vae-minutes 3 --out OUT
-python examples/train_tiny/train.py --run second --minutes 8.5 --resume OUT --out OUT2
+python examples/train_tiny/train.py --run first --minutes 8.9 --vae-minutes 2.4 --out OUT
+python examples/train_tiny/train.py --run second --minutes 8.9 --resume OUT --out OUT2
 """
 
 import argparse
@@ -201,7 +201,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", choices=sorted(RUNS), default="first")
     parser.add_argument("--minutes", type=float, default=8.5, help="wall clock of this call")
-    parser.add_argument("--vae-minutes", type=float, default=3.0)
+    parser.add_argument("--vae-minutes", type=float, default=2.4)
     parser.add_argument("--reserve", type=float, default=50.0, help="seconds for the pictures")
     parser.add_argument("--out", required=True, help="what should travel back")
     parser.add_argument("--work", default="/tmp/vidsparse-train", help="full state stays here")
