@@ -108,7 +108,8 @@ def architecture(folder: Path, record: dict[str, Any]) -> str:
         "transformer": f"{dit['num_layers']} layers, {dit['num_attention_heads']} heads of size "
         f"{dit['attention_head_dim']}, patches of {'x'.join(map(str, dit['patch_size']))} latents",
         "vae": f"{space}x{space} pixels and {time} frames to a latent of {vae['z_dim']} channels, "
-        f"{vae['base_dim']} base channels times {vae['dim_mult']}",
+        f"encoder from {vae['base_dim']} and decoder from "
+        f"{vae['decoder_base_dim'] or vae['base_dim']} channels, times {vae['dim_mult']}",
         "text_encoder": f"{text['num_layers']} layers, width {text['d_model']}, "
         f"{text['vocab_size']} tokens; the tokenizer drops unknown words",
     }
