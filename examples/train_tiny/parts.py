@@ -74,7 +74,9 @@ def build_text_encoder(width: int = 128) -> UMT5EncoderModel:
 def build_vae(base: int = 32, blocks: int = 1) -> AutoencoderKLWan:
     """Build Wan 2.2's VAE small: 8 x 8 pixels and 4 frames to one latent of 32 channels."""
     vae = AutoencoderKLWan(
-        base_dim=base,
+        # The decoder has the harder work, and all weights together must stay under 40 MB.
+        base_dim=base * 3 // 4,
+        decoder_base_dim=base,
         z_dim=LATENT_CHANNELS,
         dim_mult=[1, 2, 2],
         num_res_blocks=blocks,
