@@ -1,6 +1,7 @@
 """What a measurement was made with: every results file carries it."""
 
 import datetime
+import os
 import platform
 import shlex
 import subprocess
@@ -74,11 +75,14 @@ def package_version(name: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout this package runs from; None for an installed wheel."""
+    """Return the commit of the checkout this package runs from; None for an installed wheel.
+
+    A copy of a checkout without git is told by the environment variable ``VIDSPARSE_COMMIT``.
+    """
     folder = Path(__file__).resolve().parent
     inside = _output(["git", "ls-files", Path(__file__).name], folder)
     if not inside:
-        return None
+        return os.environ.get("VIDSPARSE_COMMIT") or None
     head = _output(["git", "rev-parse", "--short=12", "HEAD"], folder)
     changed = _output(["git", "status", "--porcelain", "--untracked-files=no"], folder)
     return f"{head}+changes" if head and changed else head

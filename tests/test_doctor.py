@@ -42,4 +42,7 @@ def test_no_commit_outside_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path:
     copy = tmp_path / "environment.py"
     copy.touch()
     monkeypatch.setattr(environment, "__file__", str(copy))
+    monkeypatch.delenv("VIDSPARSE_COMMIT", raising=False)
     assert environment.commit() is None
+    monkeypatch.setenv("VIDSPARSE_COMMIT", "1234567890ab")
+    assert environment.commit() == "1234567890ab"

@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 
+pytest.importorskip("pydantic")
+
 from vidsparse.config import SparseConfig, preset_names
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+pytest.importorskip("pydantic")
+
 from vidsparse.errors import UsageError
 from vidsparse.generate import Sampling
 from vidsparse.layout import VideoLayout

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("cv2")
+
 from vidsparse.errors import UsageError
 from vidsparse.profiling.tables import cell, results_tables, with_tables
 

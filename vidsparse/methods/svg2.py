@@ -60,8 +60,8 @@ class Svg2(SparseMethod):
     Video queries and keys are clustered apart, per head, by k-means on the vectors after position
     embedding. Text stays out of the clusters: it attends to everything and everything to it.
 
-    NaN in q or k raises an error that names layer and step: at once on the CPU, at the layer's
-    next step on a GPU (the check never waits for the device).
+    NaN in q or k raises an error that names layer and step: at once on the CPU; on a GPU, which the
+    check never waits for, at once or at the first later step that finds the answer there.
 
     Two ways to choose: ``density`` keeps the clusters with the heaviest keys within a budget of
     token pairs; ``top_p`` is the paper's rule, whose density depends on the video.
@@ -69,8 +69,8 @@ class Svg2(SparseMethod):
     Attributes:
         top_p: attention mass every query cluster recovers, in (0, 1], instead of ``density``.
         min_ratio: with ``top_p``, share of the key clusters each query cluster keeps, in [0, 1].
-        heads: without ``top_p``, "shared" lets the heads of a layer compete for one budget, "equal"
-            gives each the same.
+        heads: without ``top_p``, "equal" gives every head the same budget, "shared" lets the heads
+            of a layer compete for one, which takes longer to choose.
         q_clusters: query clusters; None chooses from the number of video tokens.
         k_clusters: key clusters; None chooses from the number of video tokens.
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
@@ -92,7 +92,7 @@ class Svg2(SparseMethod):
 
     top_p: float | None = None
     min_ratio: float = 0.0
-    heads: Heads = "shared"
+    heads: Heads = "equal"
     q_clusters: int | None = None
     k_clusters: int | None = None
     first_iterations: int = 20
