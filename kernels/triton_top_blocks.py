@@ -6,9 +6,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split
+
 # Entries that one program holds at once: enough loads in flight to hide the L2's latency. A lane
 # sums N / _CHUNK weights in int32, so they may be 2**31 * _CHUNK / N at most.
 _CHUNK = 8192
+# Fewer long rows than this leave a GPU idle with one program each.
+_SPLIT_BELOW = 256
 
 
 @triton.jit
@@ -75,6 +79,8 @@ def keep_top_weight_triton(scores: Tensor, weights: Tensor, targets: Tensor) -> 
     R, N = scores.shape
     scores, weights = scores.contiguous(), weights.to(torch.int32).contiguous()
     targets = targets.ceil().long().contiguous()
+    if R < _SPLIT_BELOW and N > _CHUNK:
+        return keep_top_weight_split(scores, weights, targets)
     keep = torch.empty(R, N, dtype=torch.bool, device=scores.device)
     chunk = min(_CHUNK, max(64, triton.next_power_of_2(N)))
     _keep_top_weight_kernel[(R,)](

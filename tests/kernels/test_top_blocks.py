@@ -51,18 +51,35 @@ def test_triton_keeps_the_same_as_a_sort(generator: torch.Generator, seed: int) 
     assert torch.equal(got.cpu(), by_sort)
 
 
-@pytest.mark.parametrize("share", [1e-6, 0.3, 1.0])
-def test_triton_takes_rows_of_many_chunks(generator: torch.Generator, share: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.3, 1.0])
+@pytest.mark.parametrize("split", [True, False])
+def test_triton_takes_rows_of_many_chunks(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, share: float, split: bool
+) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no triton here")
+    from vidsparse.kernels import triton_top_blocks
     from vidsparse.kernels.triton_top_blocks import keep_top_weight_triton
 
+    monkeypatch.setattr(triton_top_blocks, "_SPLIT_BELOW", 256 if split else 0)
     N = 20_011
     scores = torch.randn(2, N, generator=generator, device=generator.device).mul(50).round()
     weights = torch.full((1, N), 128 * 128, device=generator.device)
     targets = weights.sum(-1, keepdim=True) * share
     got = keep_top_weight_triton(scores, weights, targets)
     assert torch.equal(got.cpu(), keep_top_weight(scores.cpu(), weights.cpu(), targets.cpu()))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_split_rows_keep_the_same_as_a_sort(generator: torch.Generator, seed: int) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no triton here")
+    from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split
+
+    scores, weights, targets = draw(seed, generator.device)
+    got = keep_top_weight_split(scores, weights.int(), targets.ceil().long())
+    by_sort = keep_top_weight(scores.cpu(), weights.cpu(), targets.cpu())
+    assert torch.equal(got.cpu(), by_sort)
 
 
 @pytest.mark.gpu
