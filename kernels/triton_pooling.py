@@ -20,8 +20,9 @@ def _pooled_means_kernel(
     x_ptr += (head // H) * stride_b + (head % H) * stride_h
     first, last = tl.load(offsets_ptr + block), tl.load(offsets_ptr + block + 1)
     columns = tl.arange(0, PAD_D)
-    total = tl.zeros([PAD_D], tl.float32)
-    total_squares = tl.zeros([PAD_D], tl.float32)
+    # Summed over the rows once, at the end: each sum across rows waits for all warps.
+    total = tl.zeros([ROWS, PAD_D], tl.float32)
+    total_squares = tl.zeros([ROWS, PAD_D], tl.float32)
     for start in range(first, last, ROWS):
         places = start + tl.arange(0, ROWS)
         inside = places < last
@@ -31,14 +32,14 @@ def _pooled_means_kernel(
         address = x_ptr + rows.to(tl.int64)[:, None] * stride_s + columns[None, :]
         x = tl.load(address, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
         x = x.to(tl.float32)
-        total += tl.sum(x, 0)
+        total += x
         if SQUARES:
-            total_squares += tl.sum(x * x, 0)
+            total_squares += x * x
     count = tl.maximum(last - first, 1).to(tl.float32)
     target = (head * N + block) * D + columns
-    tl.store(means_ptr + target, total / count, mask=columns < D)
+    tl.store(means_ptr + target, tl.sum(total, 0) / count, mask=columns < D)
     if SQUARES:
-        tl.store(squares_ptr + target, total_squares / count, mask=columns < D)
+        tl.store(squares_ptr + target, tl.sum(total_squares, 0) / count, mask=columns < D)
 
 
 def pooled_means_triton(

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from vidsparse.errors import UsageError
 from vidsparse.methods.budget import (
+    BUDGET_KINDS,
     Budget,
     above_threshold,
     check_density,
@@ -108,6 +109,16 @@ def test_shared_is_flat_over_the_heads_laid_end_to_end(case):
         end_to_end, density, q_sizes.repeat(H), kv_sizes, forced=forced.repeat(H, 1)
     )
     assert torch.equal(kept, expected.view(scores.shape))
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_the_floor_changes_nothing_where_every_row_has_a_forced_block(kind):
+    scores, forced = torch.softmax(scores_of(6, 2, 3, 9, 9), -1), torch.eye(9, dtype=torch.bool)
+    budget, sizes = Budget(kind, 0.4, p=0.5, threshold=0.2), (3 * ones(9), 4 * ones(9))
+    kept = budget.select(scores, forced, *sizes)
+    assert torch.equal(budget.select(scores, forced, *sizes, floor=False), kept)
+    assert bool(kept[..., forced].all())
+    assert not bool(kept.all())
 
 
 def test_shared_gives_more_to_heads_that_look_everywhere():

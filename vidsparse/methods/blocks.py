@@ -91,6 +91,7 @@ class BlockGeometry:
         forced: (Nq, Nkv) bool.
         least_density: share of pairs in forced blocks, in (0, 1].
         always: what those hold, for people.
+        covers_rows: every query block has a forced key block.
     """
 
     q: Partition
@@ -98,6 +99,7 @@ class BlockGeometry:
     forced: Tensor
     least_density: float
     always: str
+    covers_rows: bool = False
 
     def check(self, density: float) -> None:
         """Refuse a density that forced blocks alone exceed.
@@ -184,4 +186,5 @@ def _geometry(
     forced = forced_blocks(layout, q, kv, first_frame=first_frame, own=own)
     least = least_density(forced, q, kv)
     always = describe_forced(layout, first_frame=first_frame, own=own)
-    return BlockGeometry(q.to(device), kv.to(device), forced.to(device), least, always)
+    covers = bool(forced.any(-1).all())
+    return BlockGeometry(q.to(device), kv.to(device), forced.to(device), least, always, covers)

@@ -58,7 +58,13 @@ class Budget:
             raise UsageError(f"p={self.p} must lie in [0, 1]")
 
     def select(
-        self, scores: Tensor, forced: Tensor | None, q_sizes: Tensor, kv_sizes: Tensor
+        self,
+        scores: Tensor,
+        forced: Tensor | None,
+        q_sizes: Tensor,
+        kv_sizes: Tensor,
+        *,
+        floor: bool = True,
     ) -> Tensor:
         """Choose blocks.
 
@@ -67,19 +73,22 @@ class Budget:
             forced: bool, broadcastable to the scores, blocks that are kept whatever they score.
             q_sizes: (..., Nq) integer tokens per query block.
             kv_sizes: (..., Nkv) integer tokens per key block.
+            floor: keep the best block of rows without a forced one; False, which saves a pass,
+                where every row has one.
 
         Returns:
             (B, H, Nq, Nkv) bool.
         """
+        kept = _with_floor(scores, forced) if floor or forced is None else forced
         if self.kind == "flat":
-            return flat_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
+            return _flat(scores, self.density, q_sizes, kv_sizes, kept)
         if self.kind == "shared":
-            return shared_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
+            return _shared(scores, self.density, q_sizes, kv_sizes, kept)
         if self.kind == "row":
-            return row_top_k(scores, self.density, q_sizes, kv_sizes, forced=forced)
+            return _row(scores, self.density, q_sizes, kv_sizes, kept)
         if self.kind == "top_p":
-            return top_p(scores, self.p, kv_sizes, forced=forced, min_density=self.density)
-        return above_threshold(scores, self.threshold, forced=forced)
+            return _top_p(scores, self.p, kv_sizes, kept, self.density)
+        return (scores >= self.threshold) | kept
 
 
 def flat_top_k(
@@ -107,7 +116,12 @@ def flat_top_k(
 
     Source: DraftAttention, arXiv:2505.14708, equation 10, with a floor for every row.
     """
-    kept = _with_floor(scores, forced)
+    return _flat(scores, density, q_sizes, kv_sizes, _with_floor(scores, forced))
+
+
+def _flat(
+    scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor
+) -> Tensor:
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).flatten(-2)
     pairs = pairs.expand(*scores.shape[:2], -1) if pairs.ndim > 1 else pairs
     pairs = pairs.reshape(-1, pairs.shape[-1])
@@ -140,7 +154,12 @@ def shared_top_k(
     Returns:
         (B, H, Nq, Nkv) bool.
     """
-    kept = _with_floor(scores, forced)
+    return _shared(scores, density, q_sizes, kv_sizes, _with_floor(scores, forced))
+
+
+def _shared(
+    scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor
+) -> Tensor:
     pairs = q_sizes[..., :, None].float() * kv_sizes[..., None, :].float()
     every = pairs.expand(scores.shape).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
     ranked = scores.float().masked_fill(kept, torch.inf)
@@ -172,7 +191,10 @@ def row_top_k(
 
     Source: AdaSpa, arXiv:2502.21079, section 4.2.
     """
-    kept = _with_floor(scores, forced)
+    return _row(scores, density, q_sizes, kv_sizes, _with_floor(scores, forced))
+
+
+def _row(scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor) -> Tensor:
     order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
     need = (kept * kv_sizes[..., None, :]).sum(-1).double()
@@ -208,9 +230,12 @@ def top_p(
 
     Source: SVG2, arXiv:2505.18875, section 4.2.
     """
+    return _top_p(mass, p, kv_sizes, _with_floor(mass, forced), min_density)
+
+
+def _top_p(mass: Tensor, p: float, kv_sizes: Tensor, kept: Tensor, min_density: float) -> Tensor:
     if p >= 1:
         return torch.ones_like(mass, dtype=torch.bool)
-    kept = _with_floor(mass, forced)
     order = torch.argsort(mass.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     exact = mass.to(torch.promote_types(mass.dtype, torch.float32))
     # Sums from the largest mass down would stall at 1 and make all small blocks look alike.

@@ -40,9 +40,16 @@ def log_cluster_mass(
 
     Source: SVG2, arXiv:2505.18875, section 4.2: P_ij ~ n_j exp(q_i . k_j / sqrt(D)).
     """
+    return torch.log_softmax(cluster_logits(q_centroids, k_centroids, k_sizes, scale=scale), -1)
+
+
+def cluster_logits(
+    q_centroids: Tensor, k_centroids: Tensor, k_sizes: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """Do as ``log_cluster_mass`` but leave the rows without their common term."""
     scale = q_centroids.shape[-1] ** -0.5 if scale is None else scale
-    scores = (q_centroids.float() * scale) @ k_centroids.float().mT
-    return torch.log_softmax(scores + k_sizes.float().log().unsqueeze(-2), -1)
+    logits = (q_centroids.float() * scale) @ k_centroids.float().mT
+    return logits.add_(k_sizes.float().log().unsqueeze(-2))
 
 
 def keep_top_p(log_mass: Tensor, p: float, *, min_ratio: float = 0.0) -> Tensor:

@@ -13,7 +13,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
 from vidsparse.methods.budget import DENSITY_KINDS, Budget, BudgetKind
-from vidsparse.methods.clusters import log_cluster_mass
+from vidsparse.methods.clusters import cluster_logits
 from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
 from vidsparse.plan import AttentionPlan, CallSite
 
@@ -91,7 +91,9 @@ class Draft(SparseMethod):
             geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
         scores = draft_map(q, k, geometry, second_moment=self.second_moment)
-        return geometry.plan(self._budget().select(scores, geometry.forced, *sizes))
+        floor = not geometry.covers_rows
+        kept = self._budget().select(scores, geometry.forced, *sizes, floor=floor)
+        return geometry.plan(kept)
 
     def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
         """Return the token order and blocks for a sequence.
@@ -169,8 +171,8 @@ def draft_map(
         pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=second_moment)
         for x, cut in ((q, geometry.q), (k, geometry.kv))
     )
-    log_mass = log_cluster_mass(q_means, k_means, geometry.kv.sizes.view(1, 1, -1))
-    if q_squares is None or k_squares is None:
-        return log_mass.exp()
-    spread = q_squares @ k_squares.mT - q_means.square() @ k_means.square().mT
-    return torch.softmax(log_mass + spread.clamp(min=0) / (2 * q.shape[3]), -1)
+    logits = cluster_logits(q_means, k_means, geometry.kv.sizes.view(1, 1, -1))
+    if q_squares is not None and k_squares is not None:
+        spread = q_squares @ k_squares.mT - q_means.square() @ k_means.square().mT
+        logits += spread.clamp(min=0) / (2 * q.shape[3])
+    return torch.softmax(logits, -1)
