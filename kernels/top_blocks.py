@@ -16,7 +16,8 @@ def keep_top_weight(scores: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         scores: (R, N) float32.
-        weights: (R | 1, N) integer in [0, 2**44 / N], as pairs of tokens of blocks are.
+        weights: (R | 1, N) integer in [0, 2**31), 2**43 / N on average at most, as pairs of tokens
+            of blocks are.
         targets: (R | 1, 1) floating or integer.
 
     Returns:

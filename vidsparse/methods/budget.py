@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.top_blocks import keep_top_weight
-from vidsparse.methods.budget_search import before, even_level, keep_across_heads, spread_evenly
+from vidsparse.methods.budget_search import before, even_level, spread_evenly
 
 BudgetKind = Literal["flat", "shared", "row", "top_p", "threshold"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("flat", "shared", "row", "top_p", "threshold")
@@ -124,10 +124,7 @@ def _flat(
 ) -> Tensor:
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).flatten(-2)
     pairs = pairs.expand(*scores.shape[:2], -1) if pairs.ndim > 1 else pairs
-    pairs = pairs.reshape(-1, pairs.shape[-1])
-    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True)
-    ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
-    return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
+    return _keep(scores, density, pairs.reshape(-1, pairs.shape[-1]), kept)
 
 
 def shared_top_k(
@@ -160,10 +157,15 @@ def shared_top_k(
 def _shared(
     scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor
 ) -> Tensor:
-    pairs = q_sizes[..., :, None].float() * kv_sizes[..., None, :].float()
-    every = pairs.expand(scores.shape).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
-    ranked = scores.float().masked_fill(kept, torch.inf)
-    return keep_across_heads(ranked, pairs, (density - _SLACK) * every) | kept
+    pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).expand(scores.shape)
+    return _keep(scores.float(), density, pairs.flatten(1), kept)
+
+
+def _keep(scores: Tensor, density: float, pairs: Tensor, kept: Tensor) -> Tensor:
+    """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
+    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True)
+    ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
+    return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
 
 def row_top_k(

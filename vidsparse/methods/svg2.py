@@ -70,7 +70,7 @@ class Svg2(SparseMethod):
         top_p: attention mass every query cluster recovers, in (0, 1], instead of ``density``.
         min_ratio: with ``top_p``, share of the key clusters each query cluster keeps, in [0, 1].
         heads: without ``top_p``, "equal" gives every head the same budget, "shared" lets the heads
-            of a layer compete for one, which takes longer to choose.
+            of a layer compete for one.
         q_clusters: query clusters; None chooses from the number of video tokens.
         k_clusters: key clusters; None chooses from the number of video tokens.
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
