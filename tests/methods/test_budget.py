@@ -56,6 +56,12 @@ def test_flat_keeps_the_published_count():
     assert int(kept.sum()) == 98_010
 
 
+@pytest.mark.parametrize("kind", ["flat", "shared"])
+def test_a_request_that_whole_blocks_meet_exactly_gets_no_block_more(kind):
+    kept = Budget(kind, 0.3).select(torch.zeros(1, 2, 3, 10), None, 7 * ones(3), 7 * ones(10))
+    assert int(kept.sum()) == 2 * 9
+
+
 def test_flat_never_starves_a_row():
     # draft D5: the strict rule leaves rows 2 and 3 empty.
     scores = torch.tensor([[0.5, 0.5, 0, 0]] * 2 + [[0.25] * 4] * 2)[None, None]

@@ -163,7 +163,8 @@ def _shared(
 
 def _keep(scores: Tensor, density: float, pairs: Tensor, kept: Tensor) -> Tensor:
     """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
-    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True)
+    # In float64: float32 rounds by more than the slack and may ask for a block too many.
+    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True).double()
     ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
     return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
