@@ -14,7 +14,7 @@ from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
 from vidsparse.kernels.backends import why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
-from vidsparse.kernels.launch import triton_config
+from vidsparse.kernels.launch import triton_config, triton_is_faster
 from vidsparse.kernels.reference import attention_reference
 from vidsparse.kernels.torch_attention import attend_torch
 
@@ -105,7 +105,11 @@ def unsupported_reasons(
 
 
 def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
-    candidates = [Impl.TORCH] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON, Impl.TORCH]
+    candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
+    if q.device.type == "cpu":
+        candidates = [Impl.TORCH]
+    elif triton_is_faster(q.shape[-1], mask):
+        candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
         reasons = unsupported_reasons(impl, q, k, v, mask)
@@ -168,13 +172,17 @@ def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMa
     if isinstance(mask, RaggedBlockMask):
         return False
     if impl is Impl.TRITON:
-        return mask.block_kv % triton_config(q.device, q.shape[-1]).block_kv == 0
+        return mask.block_kv % _triton_tile_keys(q, mask) == 0
     if impl is Impl.GLUON:
         from vidsparse.kernels.hopper import choose_config
 
         config = choose_config(q.shape[-1], mask)
         return config is not None and config.tile_kv == mask.block_kv
     return False
+
+
+def _triton_tile_keys(q: Tensor, mask: BlockMask) -> int:
+    return triton_config(q.device, q.shape[-1], mask.block_kv).block_kv
 
 
 def _kept_mass(

@@ -14,7 +14,6 @@ from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import has_triton, triton_is_interpreted
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.launch import architecture, padded_head_size
-from vidsparse.kernels.tile_statistics import dense_stats
 
 _LOG2_E = 1.4426950408889634
 _GROUP_ROWS = 64
@@ -46,19 +45,23 @@ class GluonConfig:
     cubic_share: int = 0
 
 
-# By (padded head size, rows that divide the mask's query blocks); H100 figures of
-# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`.
+# By (padded head size, rows that divide the mask's query blocks); fastest on an H100 of
+# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`, with CASE
+# wan14b-720p-128, cogvideox1.5-d64 for (64, 192), cogvideox1.5-d64-128 for (64, 128), and
+# small-d64 for (64, 64).
 GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
-    (128, 128): GluonConfig(2, 128, 3, False, 240, 168),
+    (128, 128): GluonConfig(2, 128, 2, False, 240, 168),
     (128, 64): GluonConfig(1, 64, 2, False, 232, 128),
     (64, 192): GluonConfig(3, 128, 4, False, 160, 128),
-    (64, 64): GluonConfig(1, 128, 2, False, 232, 128),
+    (64, 128): GluonConfig(2, 128, 4, False, 240, 168, 8),
+    (64, 64): GluonConfig(1, 128, 2, False, 232, 128, 8),
 }
 
 
-# Variable blocks: (keys per chunk, CTA shape) by padded head size.
+# Variable blocks: (keys per chunk, CTA shape) by padded head size; 128 from
+# `python -m vidsparse.profiling.tune_kernels wan14b-720p-ragged` on an H100.
 RAGGED_CONFIGS: dict[int, tuple[int, GluonConfig]] = {
-    128: (16, GluonConfig(2, 128, 3, False, 240, 168)),
+    128: (16, GluonConfig(2, 128, 2, False, 240, 168)),
     64: (16, GluonConfig(2, 128, 4, False, 240, 168)),
 }
 
@@ -153,6 +156,8 @@ def attend_gluon(
     )
     for batch in _batches(*tensors, stats_lse.contiguous(), parts):
         _launch(batch, mask, scale, config)
+    from vidsparse.kernels.triton_tile_statistics import dense_stats
+
     return AttentionOutput(out, lse, dense_stats(parts, mask))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,25 @@ class LaunchConfig:
     num_stages: int
 
 
-# Plain Triton, by (architecture family, padded head size). sm90: H100 figures of
-# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`.
+# Plain Triton, by (architecture family, padded head size). sm90: fastest on an H100 of
+# `python -m vidsparse.profiling.tune_kernels CASE --density 0.25 --density 0.1`, for head size 64
+# with CASE cogvideox1.5-d64 and small-d64, for 128 with wan14b-720p-128 and wan14b-720p-kv64.
 TRITON_CONFIGS: dict[tuple[str, int], LaunchConfig] = {
-    ("sm90", 64): LaunchConfig(64, 64, 4, 3),
-    ("sm90", 128): LaunchConfig(128, 64, 8, 3),
+    ("sm90", 64): LaunchConfig(64, 128, 4, 2),
+    ("sm90", 128): LaunchConfig(128, 64, 4, 2),
     ("sm80", 64): LaunchConfig(128, 64, 4, 3),
     ("sm80", 128): LaunchConfig(128, 64, 8, 2),
     ("other", 64): LaunchConfig(64, 64, 4, 2),
     ("other", 128): LaunchConfig(64, 64, 4, 1),
 }
+# float32 multiplies on FMA units out of registers: larger tiles spill. Its 32 keys divide every
+# tile above, so a mask that those tiles fit is fit by this one.
+FLOAT32_CONFIG = LaunchConfig(64, 32, 4, 2)
+
+# Keys up to which small heads run faster in plain Triton than in Gluon on Hopper: a tile of 64
+# rows fills it sooner. H100, `tune_kernels small-d64` (17550 keys): 0.97 of ideal against 0.92;
+# `tune_kernels cogvideox1.5-d64-128` (45056 keys): 0.89 against 0.93.
+_SHORT_KEYS = 32768
 
 
 @cache
@@ -61,15 +72,32 @@ def block_sizes(device: torch.device | str, D: int) -> tuple[int, int]:
     return (128, 64)
 
 
+def triton_is_faster(D: int, mask: BlockMask | RaggedBlockMask) -> bool:
+    """Tell whether plain Triton beats the Gluon kernels for small heads, short keys, 128 rows."""
+    if isinstance(mask, RaggedBlockMask) or padded_head_size(D) > 64 or mask.seq_kv > _SHORT_KEYS:
+        return False
+    return mask.block_q % 128 == 0 and mask.block_q % 192 != 0 and mask.block_kv % 128 == 0
+
+
 def padded_head_size(D: int) -> int:
     """Return the power of two at least 16 that holds a head of size D."""
     return max(16, 1 << (D - 1).bit_length())
 
 
-def triton_config(device: torch.device, D: int) -> LaunchConfig:
-    """Return the plain Triton kernel's configuration for a device and head size."""
+def triton_config(device: torch.device, D: int, block_kv: int = 0) -> LaunchConfig:
+    """Return the plain Triton kernel's configuration.
+
+    Args:
+        device: where it runs.
+        D: head size.
+        block_kv: keys per mask block; 0 if blocks vary. A tile of 128 keys is halved where that
+            lets it lie in one block.
+    """
     arch = architecture(device)
     family = arch if (arch, 64) in TRITON_CONFIGS else "other"
     if padded_head_size(D) > 128:
         return LaunchConfig(64, 32, 8, 1)
-    return TRITON_CONFIGS[family, 64 if padded_head_size(D) <= 64 else 128]
+    config = TRITON_CONFIGS[family, 64 if padded_head_size(D) <= 64 else 128]
+    if config.block_kv == 128 and block_kv % 128 and block_kv % 64 == 0:
+        return replace(config, block_kv=64)
+    return config

@@ -15,7 +15,8 @@ _TINY = torch.finfo(torch.float32).tiny
 def attend_sampled_rows(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """Attend densely and under each of two masks, with one pass over the keys on a GPU.
 
-    All three share one softmax numerator, so equal masks give equal results.
+    All three share one softmax numerator: equal masks give results equal to float32 rounding (a
+    GPU may sum the same weights in another order).
 
     Args:
         q: (B, H, R, D) sampled queries.

@@ -11,10 +11,12 @@ from vidsparse.kernels.launch import padded_head_size
 from vidsparse.kernels.triton_attention import load_rows
 from vidsparse.kernels.triton_sort import sort_by_label_triton
 
+# Fastest on an H100 of `python -m vidsparse.profiling.tune_parts --heads 40`, with 1000 clusters.
 # (tokens, clusters, warps, stages) of a program that assigns.
-ASSIGN = (128, 64, 4, 3)
-# (tokens per step, warps, stages) of a program that averages.
-UPDATE = (32, 4, 3)
+ASSIGN = (64, 128, 4, 2)
+# (tokens per step, warps, stages) of a program that averages; (16, 2, 4) is as fast at 40 heads
+# and slower at 8.
+UPDATE = (32, 2, 3)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ from vidsparse.kernels.block_mask import RaggedBlockMask
 from vidsparse.kernels.launch import LaunchConfig, padded_head_size
 from vidsparse.kernels.triton_attention import (
     LOG2_E,
+    dot_rows,
     load_rows,
     online_softmax_update,
     store_rows,
@@ -56,7 +57,7 @@ def _ragged_attention_kernel(
         keys = (entry >> 8) + offsets % CHUNK
         inside = (offsets % CHUNK < (entry & 255)) & (keys < Skv)
         k = load_rows(k_ptr, keys, k_stride_s, inside, D, PAD_D, EVEN_D)
-        scores = tl.dot(q, k.T, input_precision="ieee")
+        scores = dot_rows(q, k)
         scores = tl.where(inside[None, :], scores, float("-inf"))
         weights, decay, row_max, row_sum = online_softmax_update(
             scores, row_max, row_sum, scale_log2

@@ -43,8 +43,11 @@ def test_triton_rows_attend_the_same(generator: torch.Generator, shape: tuple[in
     torch.testing.assert_close(got, exact(*half, keep), atol=2e-3, rtol=2e-3)
     full = torch.ones_like(keep)
     same = attend_sampled_rows_triton(*half, full)
-    assert torch.equal(same[0], same[1])
-    assert torch.equal(same[0], same[2])
+    # One kernel makes all three from the same rounded weights, but the compiler lays each sum out
+    # on its own, so float32 sums differ in order: too little to matter for any mask's error.
+    torch.testing.assert_close(same, exact(*half, full), atol=2e-3, rtol=2e-3)
+    for masked in same[1:]:
+        torch.testing.assert_close(masked, same[0], atol=2e-6, rtol=1e-5)
 
 
 def test_large_logits_give_no_nan(generator: torch.Generator) -> None:
