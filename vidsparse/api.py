@@ -11,7 +11,7 @@ from vidsparse.attention import SparseAttention
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import Impl
-from vidsparse.methods.base import SparseMethod, build_method
+from vidsparse.methods.base import SparseMethod, build_method, check_given
 from vidsparse.pipelines.attach import Attachment, attach, attachments_of
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.schedule import DenseSchedule
@@ -152,7 +152,7 @@ def enable(
         A handle; usable in a ``with`` statement, which disables at its end.
 
     Raises:
-        UsageError: an argument is unknown or out of range.
+        UsageError: an argument is unknown or out of range, or a density would have no effect.
         UnsupportedPipelineError: no model family knows the transformer.
         AlreadyEnabledError: it is enabled already.
     """
@@ -165,8 +165,10 @@ def enable(
         dense_above_sigma=_first(dense_above_sigma, base.dense_above_sigma),
     )
     given = {**(parameters or {}), **({} if density is None else {"density": density})}
+    chosen = _method(method, base, given)
+    check_given(chosen, given)
     attention = SparseAttention(
-        method=_method(method, base, given),
+        method=chosen,
         schedule=schedule,
         impl=_impl(_first(impl, base.impl)),
         recorder=CallRecorder(keep_sites=record_sites),

@@ -40,17 +40,18 @@ class SparseRequest:
         """Refuse what can be refused without a pipeline.
 
         Raises:
-            UsageError: the method, a parameter or a value is unknown or out of range, or the
-                preset is missing.
+            UsageError: the method, a parameter or a value is unknown or out of range, a density
+                would have no effect, or the preset is missing.
         """
         from vidsparse.config import SparseConfig
-        from vidsparse.methods.base import build_method
+        from vidsparse.methods.base import build_method, check_given
 
         base = SparseConfig() if self.preset is None else SparseConfig.load(self.preset)
         given = {} if self.density is None else {"density": self.density}
         name = self.method or base.method
         kept = base.parameters if name == base.method else {}
-        build_method(name, {**kept, **self.parameters, **given})
+        given = {**self.parameters, **given}
+        check_given(build_method(name, {**kept, **given}), given)
 
     def check_device(self, device: "torch.device") -> None:
         """Refuse a kernel implementation that was asked for and cannot run on a device.

@@ -4,10 +4,13 @@ import pytest
 
 pytest.importorskip("pydantic")
 
+import vidsparse
 from vidsparse.config import SparseConfig, preset_names
+from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method
 from vidsparse.plan import CallSite
+from vidsparse.request import SparseRequest
 from vidsparse.schedule import DenseSchedule
 
 SITE = CallSite("transformer", 0, 40, 0, 50, 0.9, 0, 0)
@@ -69,3 +72,30 @@ def test_draft_density_counts_the_text_that_the_original_does_not():
     text = 1 - (layout.video_tokens / layout.num_tokens) ** 2
     density = SparseConfig.load("draft-hunyuan-768p").parameters["density"]
     assert density == pytest.approx(0.1 * (1 - text) + text, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "density", "message"),
+    [
+        ("svg2", {"top_p": 0.9}, 0.3, r"density=0\.3 has no effect .* top_p=0\.9"),
+        ("draft", {"budget": "threshold"}, 0.3, "budget='threshold'; give one of the two"),
+        ("svg2", {"top_p": 0.9}, None, None),
+        ("svg2", {}, 0.3, None),
+    ],
+)
+def test_a_density_without_effect_is_refused(method, parameters, density, message):
+    request = SparseRequest("x", method, density=density, parameters=parameters)
+    if message is None:
+        request.check()
+        return
+    with pytest.raises(UsageError, match=message):
+        request.check()
+    with pytest.raises(UsageError, match=message):
+        vidsparse.enable(None, method, density=density, parameters=parameters)
+
+
+def test_a_density_over_a_preset_that_ignores_it_is_refused_until_its_rule_is_off():
+    request = SparseRequest("x", None, density=0.3, preset="svg2-wan-t2v-720p")
+    with pytest.raises(UsageError, match="has no effect"):
+        request.check()
+    replace(request, parameters={"top_p": None, "min_ratio": 0.0}).check()

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -92,6 +92,10 @@ class SparseMethod(ABC):
     ) -> None:
         """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
 
+    def instead_of_density(self) -> str | None:
+        """Name what leaves ``density`` without effect, for people; None where it has one."""
+        return None
+
     def search_space(self) -> dict[str, SearchRange]:
         """Return the parameters ``tune`` may vary, by field name."""
         return {}
@@ -134,3 +138,21 @@ def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
             raise UsageError(f"method {name!r} has no parameter {key!r}; it has {', '.join(known)}")
     build: Callable[..., SparseMethod] = methods[name]
     return build(**parameters)
+
+
+def check_given(method: SparseMethod, given: Collection[str]) -> None:
+    """Refuse a density that somebody asked for and the method would ignore.
+
+    Args:
+        method: the method with all its parameters.
+        given: names of those that were asked for, rather than taken from a preset or default.
+
+    Raises:
+        UsageError: ``density`` is among them and has no effect.
+    """
+    instead = method.instead_of_density()
+    if "density" in given and instead is not None:
+        raise UsageError(
+            f"density={method.density} has no effect on method {method.name!r} with {instead}; "
+            "give one of the two"
+        )

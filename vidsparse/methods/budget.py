@@ -201,7 +201,7 @@ def _row(scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept
     order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
     need = (kept * kv_sizes[..., None, :]).sum(-1).double()
-    level = even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True))
+    level = even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True).double())
     rounding = spread_evenly(scores.shape[-2], scores.device)[:, None] * sizes
     wanted = before(sizes) < level[..., None] - rounding - _SLACK * kv_sizes.sum()
     return _unsort(wanted, order) | kept
@@ -246,7 +246,7 @@ def _top_p(mass: Tensor, p: float, kv_sizes: Tensor, kept: Tensor, min_density: 
     wanted = tail >= 1 - p
     if min_density > 0:
         sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
-        least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None]
+        least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None].double()
         wanted |= before(sizes) < least
     return _unsort(wanted, order) | kept
 

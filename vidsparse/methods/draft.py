@@ -116,6 +116,10 @@ class Draft(SparseMethod):
             layout, strips, room, device, frames=frames, first_frame=self.first_frame
         )
 
+    def instead_of_density(self) -> str | None:
+        """Name the budget where it looks at the threshold alone."""
+        return "budget='threshold'" if self.budget == "threshold" else None
+
     def search_space(self) -> dict[str, SearchRange]:
         """Vary the density, the budget's reach and the draft map."""
         return {

@@ -143,6 +143,10 @@ class Svg2(SparseMethod):
             plans[site.branch] = site.step, plan
         return plan
 
+    def instead_of_density(self) -> str | None:
+        """Name ``top_p`` where it decides."""
+        return None if self.top_p is None else f"top_p={self.top_p}"
+
     def search_space(self) -> dict[str, SearchRange]:
         """Return the parameters ``tune`` may vary."""
         return {
