@@ -6,6 +6,7 @@
 import argparse
 import json
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -237,6 +238,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _command(options: argparse.Namespace) -> str:
+    """Return the command that repeats a run, without this machine's paths."""
+    words = ["python", "-m", "vidsparse.profiling.bench", "--repeats", str(options.repeats)]
+    for name in ("case", "impl"):
+        for value in getattr(options, name) or ():
+            words += [f"--{name}", value]
+    return shlex.join([*words, "--json", options.json.name])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line, without vidsparse's own command."""
     parser = argparse.ArgumentParser(description="Time block-sparse kernels beside dense.")
@@ -255,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         if options.json:
             # Rewritten after every row: a crash in a later case loses nothing.
-            document = {"meta": run_meta(device), "rows": rows}
+            document = {"meta": run_meta(device, _command(options)), "rows": rows}
             options.json.write_text(json.dumps(document, indent=1) + "\n")
     sys.stdout.write(table(rows) + "\n")
     return 0

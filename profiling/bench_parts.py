@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_sparse_attention import block_sparse_attention
 from vidsparse.kernels.block_statistics import block_mass, block_means
 from vidsparse.kernels.kmeans import kmeans
 from vidsparse.kernels.permute import permute_qkv, restore_tokens, sort_by_label
@@ -37,8 +38,11 @@ def parts(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable[[]
     ragged = RaggedBlockMask.from_sizes(clustered, *sizes, seq_q=S, seq_kv=S)
     first_q, first_k = q[:, :, :300].float(), k[:, :, :1000].float()
     lse = torch.randn(1, H, S, generator=g, device=device) + 11
+    mask = BlockMask.from_dense(dense, block_q=128, block_kv=128, seq_q=S, seq_kv=S)
     return {
         **dense_functions(q, k, v),
+        "attention 0.25": lambda: block_sparse_attention(q, k, v, mask),
+        "attention 0.25 stats": lambda: block_sparse_attention(q, k, v, mask, stats_lse=lse),
         "lists 128x128": lambda: BlockMask.from_dense(
             dense, block_q=128, block_kv=128, seq_q=S, seq_kv=S
         ),
@@ -83,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         sys.stdout.write(f"{row['part']:22s} {row['ms']:9.4f} ms  {row['share_of_dense']:.4f}\n")
     if options.json:
-        document = {"meta": run_meta(device), "rows": rows}
+        command = f"python -m vidsparse.profiling.bench_parts --heads {options.heads}"
+        document = {"meta": run_meta(device, command), "rows": rows}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
