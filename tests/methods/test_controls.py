@@ -8,6 +8,7 @@ from vidsparse.methods.base import available_methods, build_method
 from vidsparse.methods.dense import Dense
 from vidsparse.methods.oracle import Oracle
 from vidsparse.methods.random_blocks import RandomBlocks
+from vidsparse.plan import CallSite
 
 LAYOUT = VideoLayout(5, 6, 8, text_after=13)
 SMALL = (16, 16)
@@ -103,3 +104,19 @@ def test_a_density_below_the_text_is_refused(cases):
 def test_unknown_order_is_refused():
     with pytest.raises(UsageError, match="'raster' or 'tile'"):
         Oracle(order="spiral")
+
+
+def test_the_row_budget_gives_every_query_block_of_the_oracle_the_same_share():
+    layout = VideoLayout(4, 16, 16)
+    q, k, v = torch.randn(3, 1, 2, layout.num_tokens, 16).unbind(0)
+    site = CallSite("transformer", 0, 8, 3, 10, 0.5, 0, 0)
+    spread = {}
+    for budget in ("flat", "row"):
+        plan = build_method("oracle", {"density": 0.25, "budget": budget}).plan(
+            q, k * 4, v, layout, site, None
+        )
+        kept = plan.mask.to_dense().sum(-1)
+        spread[budget] = int(kept.max() - kept.min())
+    assert spread["row"] <= 1 < spread["flat"]
+    with pytest.raises(UsageError, match="'flat' or 'row'"):
+        build_method("oracle", {"budget": "best"})

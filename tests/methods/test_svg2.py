@@ -334,7 +334,7 @@ def test_more_clusters_than_tokens_says_so(field):
         ({"top_p": 1.5}, r"top_p=1.5 must lie in \(0, 1\]"),
         ({"min_ratio": -0.1}, r"min_ratio=-0.1"),
         ({"min_ratio": 0.1}, "give both or neither"),
-        ({"heads": "each"}, "use 'shared' or 'equal'"),
+        ({"heads": "each"}, "use 'equal', 'rows' or 'shared'"),
         ({"iterations": 0}, "iterations=0 must be at least 1"),
         ({"refresh_every": 0}, "refresh_every=0 must be at least 1"),
         ({"k_clusters": 0}, "k_clusters=0 must be at least 1"),

@@ -12,7 +12,7 @@ from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry, tile_geometry
-from vidsparse.methods.budget import flat_top_k
+from vidsparse.methods.budget import Budget
 from vidsparse.methods.windows import choose_tile
 from vidsparse.plan import AttentionPlan, CallSite
 
@@ -28,6 +28,8 @@ class Oracle(SparseMethod):
         density: kept share of query-key pairs, text included, in (0, 1].
         order: "raster" cuts the natural order into blocks, "tile" takes DraftAttention's tiles.
         blocks: (query, key) tokens per block, at most for tiles; None takes the kernels' choice.
+        budget: "flat" ranks all blocks of a head, which keeps most mass; "row" gives every query
+            block the same number of keys.
     """
 
     name: ClassVar[str] = "oracle"
@@ -36,9 +38,12 @@ class Oracle(SparseMethod):
 
     order: Literal["raster", "tile"] = "raster"
     blocks: tuple[int, int] | None = None
+    budget: Literal["flat", "row"] = "flat"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.budget not in ("flat", "row"):
+            raise UsageError(f"budget={self.budget!r} is unknown; use 'flat' or 'row'")
         if self.order not in ("raster", "tile"):
             raise UsageError(f"order={self.order!r} is unknown; use 'raster' or 'tile'")
 
@@ -52,7 +57,8 @@ class Oracle(SparseMethod):
         geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
         mass = exact_mass(q, k, geometry)
-        return geometry.plan(flat_top_k(mass, self.density, *sizes, forced=geometry.forced))
+        budget = Budget(self.budget, self.density)
+        return geometry.plan(budget.select(mass, geometry.forced, *sizes))
 
     def _geometry(self, q: Tensor, layout: VideoLayout) -> BlockGeometry:
         blocks = self.blocks or block_sizes(q.device, q.shape[3])

@@ -29,8 +29,8 @@ _PAPER_Q_CLUSTERS = 300
 _MAX_K_CLUSTERS = 1000
 _TOKENS_PER_K_CLUSTER = 64
 
-Heads = Literal["shared", "equal"]
-_BUDGETS: dict[Heads, BudgetKind] = {"shared": "shared", "equal": "flat"}
+Heads = Literal["shared", "equal", "rows"]
+_BUDGETS: dict[Heads, BudgetKind] = {"shared": "shared", "equal": "flat", "rows": "row"}
 # Text may need all of a density: each query cluster's best key cluster then stays alone.
 _LEAST_DENSITY = 1e-9
 
@@ -70,7 +70,7 @@ class Svg2(SparseMethod):
         top_p: attention mass every query cluster recovers, in (0, 1], instead of ``density``.
         min_ratio: with ``top_p``, share of the key clusters each query cluster keeps, in [0, 1].
         heads: without ``top_p``, "equal" gives every head the same budget, "shared" lets the heads
-            of a layer compete for one.
+            of a layer compete for one, "rows" gives every query cluster the same number of keys.
         q_clusters: query clusters; None chooses from the number of video tokens.
         k_clusters: key clusters; None chooses from the number of video tokens.
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
@@ -109,7 +109,7 @@ class Svg2(SparseMethod):
         if self.min_ratio > 0 and self.top_p is None:
             raise UsageError(f"min_ratio={self.min_ratio} needs top_p; give both or neither")
         if self.heads not in _BUDGETS:
-            raise UsageError(f"heads={self.heads!r} is unknown; use 'shared' or 'equal'")
+            raise UsageError(f"heads={self.heads!r} is unknown; use 'equal', 'rows' or 'shared'")
         counts = ("first_iterations", "iterations", "refresh_every", "q_clusters", "k_clusters")
         for name in counts:
             value = getattr(self, name)
