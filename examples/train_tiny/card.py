@@ -146,11 +146,12 @@ def grids(card: ModelInfo, record: dict[str, Any]) -> str:
 def training(record: dict[str, Any]) -> str:
     """Tell steps, time and device, with the figure."""
     vae, dit = record["vae"], record["transformer"]
+    decibels = " and ".join(f"{dB:.1f} dB on `{grid}`" for grid, dB in vae["psnr_db"].items())
     told = (
         f"On one {record['device']}, code of commit `{record['commit']}`, "
         f"seed {record['settings']['seed']}. "
         f"The VAE took {vae['steps']} steps in {vae['seconds']:.0f} s and reconstructs unseen "
-        f"clips at {vae['psnr_db']:.1f} dB. Transformer and text encoder together took "
+        f"clips at {decibels}. Transformer and text encoder together took "
         f"{dit['steps']} steps in {dit['seconds']:.0f} s by flow matching (Muon for the blocks' "
         f"matrices, AdamW for the rest, learning rate {record['settings']['lr']}); the weights "
         f"are an average over steps with decay {record['settings']['ema']}. "
