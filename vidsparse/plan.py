@@ -17,7 +17,7 @@ class AttentionPlan:
             the natural order.
         kv_order: the same for keys and values.
         moved_heads: (B | 1, H | 1) bool, heads whose order is not the identity; None when every
-            head moves. A hint that lets kernels leave the others alone.
+            head moves. SVG's head types are read from it; all heads are permuted alike.
     """
 
     mask: BlockMask | RaggedBlockMask
