@@ -163,6 +163,19 @@ def test_the_method_observes_the_output_of_its_plan():
     assert method.observed == [(1, 2, 320)]
 
 
+def test_a_plan_with_an_lse_gets_the_mass_of_its_kept_blocks():
+    q, k, v = qkv()
+    S = LAYOUT.num_tokens
+    order = pixel_major_order(LAYOUT).view(1, 1, -1)
+    full = BlockMask.full(block_q=64, block_kv=64, seq_q=S, seq_kv=S)
+    lse = torch.logsumexp(q @ k.mT / 4, -1)[:, :, order.flatten()].float()
+    plan = AttentionPlan(full, order, order, stats_lse=lse)
+    stats = run_plan(q, k, v, plan, impl=Impl.REFERENCE).block_stats
+    rows = torch.full((1, 2, S // 64), 64.0)
+    torch.testing.assert_close(stats.sum(-1), rows, rtol=1e-5, atol=1e-5)
+    assert run_plan(q, k, v, AttentionPlan(full, order, order)).block_stats is None
+
+
 def test_padding_text_reaches_no_real_token():
     layout = VideoLayout(5, 8, 8, text_after=20, text_valid=(7, 20))
     q, k, v = qkv(layout, B=2)

@@ -52,7 +52,7 @@ def attend_permuted(
 ) -> AttentionOutput:
     """Do as ``run_plan``, leaving the output in the plan's query order."""
     q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
-    return block_sparse_attention(q, k, v, plan.mask, impl=impl)
+    return block_sparse_attention(q, k, v, plan.mask, impl=impl, stats_lse=plan.stats_lse)
 
 
 def restore_output(output: AttentionOutput, plan: AttentionPlan) -> AttentionOutput:

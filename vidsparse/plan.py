@@ -18,12 +18,16 @@ class AttentionPlan:
         kv_order: the same for keys and values.
         moved_heads: (B | 1, H | 1) bool, heads whose order is not the identity; None when every
             head moves. SVG's head types are read from it; all heads are permuted alike.
+        stats_lse: (B, H, S) float32 natural log-sum-exp per query in the plan's query order, as of
+            an earlier step; asks the kernel for the mass of each kept block against it, which
+            ``observe`` finds in ``output.block_stats``. None asks for nothing.
     """
 
     mask: BlockMask | RaggedBlockMask
     q_order: Tensor | None = None
     kv_order: Tensor | None = None
     moved_heads: Tensor | None = None
+    stats_lse: Tensor | None = None
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""
