@@ -59,6 +59,13 @@ RUNS = {
     ),
     # A model that already draws on the small grids learns the large ones.
     "large": (Phase(1.0, {"cpu": 0.15, "long": 0.05, "gpu": 0.4, "gpu-large": 0.4}),),
+    # All grids together, so that none is forgotten while another is learnt.
+    "third": (
+        Phase(
+            1.0,
+            {"cpu": 0.36, "long": 0.05, "wide": 0.02, "tall": 0.02, "gpu": 0.27, "gpu-large": 0.28},
+        ),
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 python examples/train_tiny/train.py --run first --minutes 8.9 --vae-minutes 2.4 --out OUT
 python examples/train_tiny/train.py --run second --minutes 8.9 --resume OUT --out OUT2
+torchrun --nproc-per-node 2 examples/train_tiny/train.py --run third ... (two GPUs, twice the batch)
 """
 
 import argparse
@@ -27,6 +28,7 @@ import torch
 from fast_vae import speed_up
 from inspect_run import check, contact_sheet, ready, sample, vae_sheet
 from parts import build_pipeline, build_text_encoder, build_transformer, build_vae, whole_clip
+from ranks import Ranks
 from settings import RUNS, Settings, small
 from storage import fill, load_shards, save_json, save_shards
 from train_dit import Trainer
@@ -47,7 +49,8 @@ class Run:
         if args.smoke:
             self.settings = small(self.settings)
         self.start = time.monotonic()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.ranks = Ranks()
+        self.device = self.ranks.device
         self.out, self.work = Path(args.out), Path(args.work)
         for folder in (self.out, self.work):
             folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +91,8 @@ class Run:
     def keep_vae(self, info: dict[str, Any]) -> None:
         """Save the VAE in both folders and draw its reconstructions."""
         self.log["vae"] = info
+        if not self.ranks.first:
+            return
         state = {f"vae.{name}": t for name, t in self.vae_model.state_dict().items()}
         for folder in (self.work, self.out):
             save_shards(state, folder, "vae", info)
@@ -115,7 +120,7 @@ class Run:
         if tensors:
             fill(transformer, tensors, "transformer")
             fill(text, tensors, "text_encoder")
-        trainer = Trainer(s, transformer, text, self.vae_model, self.device)
+        trainer = Trainer(s, transformer, text, self.vae_model, self.ranks)
         if state_path.exists():
             trainer.restore(torch.load(state_path, map_location=self.device, weights_only=False))
             print(f"full state resumed at step {trainer.steps}", flush=True)
@@ -124,7 +129,7 @@ class Run:
             trainer.history = [tuple(row) for row in info["history"]]
             print(f"weights resumed at step {trainer.steps}", flush=True)
         # Another run, other clips and noise.
-        torch.manual_seed(self.settings.seed + 11 + trainer.steps)
+        torch.manual_seed(self.settings.seed + 11 + trainer.steps + 100_003 * self.ranks.rank)
         if self.device == "cuda" or self.args.compile:
             # One compiled block serves all layers and grids.
             transformer.compile_repeated_blocks(dynamic=True)
@@ -132,6 +137,8 @@ class Run:
 
     def save(self, trainer: Trainer, *, full: bool = False) -> None:
         """Write the averaged weights to OUT and, if asked, everything to the work folder."""
+        if not self.ranks.first:
+            return
         info = {"steps": trainer.steps, "seconds": trainer.seconds, "history": trainer.history}
         save_shards(dict(trainer.average.shadow), self.out, "dit", info)
         self.log["dit"] = info
@@ -192,6 +199,9 @@ class Run:
         trainer.train(RUNS[self.args.run], seconds, self.save)
         self.save(trainer, full=True)
         trainer.pools.clear()
+        self.ranks.close()
+        if not self.ranks.first:
+            return
         self.finish(trainer)
         print(f"done, {self.left():.0f} s left", flush=True)
 

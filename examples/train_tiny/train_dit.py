@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from optim import Average, Muon, split_parameters
 from parts import FLOW_SHIFT, PIXELS, build_tokenizer, encode_moments, pad_text
+from ranks import Ranks
 from scenes import render, sample_scenes
 from settings import Grid, Phase, Settings
 from torch import Tensor
@@ -94,13 +95,14 @@ class Trainer:
     transformer: WanTransformer3DModel
     text_encoder: UMT5EncoderModel
     vae: AutoencoderKLWan
-    device: str
+    ranks: Ranks
     steps: int = 0
     seconds: float = 0.0
     history: list[tuple[float, int, str, float, float]] = field(default_factory=list)
     pools: dict[str, Pool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.device = self.ranks.device
         modules = {"transformer": self.transformer, "text_encoder": self.text_encoder}
         self.average = Average(modules, self.settings.ema)
         matrices, others = split_parameters(self.transformer, self.text_encoder)
@@ -120,6 +122,7 @@ class Trainer:
         """Make the grid's pool when it is first needed; a resumed run sees new clips."""
         if name not in self.pools:
             seed = self.settings.seed + 1000 * (self.steps + 1) + len(self.pools)
+            seed += 100_003 * self.ranks.rank
             self.pools[name] = Pool(self.settings.grid(name), self.vae, self.device, seed)
         return self.pools[name]
 
@@ -151,6 +154,7 @@ class Trainer:
                 group["lr"] = rate * factor
         loss = self.loss(latents, ids)
         loss.backward()
+        self.ranks.average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -173,9 +177,11 @@ class Trainer:
         before = self.seconds
         clock = _Shares(random.Random(self.settings.seed + self.steps))
         watch = _Stopwatch(self.device)
-        while (spent := time.monotonic() - start) < seconds:
+        names = [grid.name for grid in self.settings.grids]
+        while (spent := self._agree_on_time(start)) < seconds:
             part = spent / seconds
-            name = clock.choose(_phase_at(phases, part).grids)
+            chosen = clock.choose(_phase_at(phases, part).grids)
+            name = names[self.ranks.agree(names.index(chosen))]
             rate = self.settings.lr * min(1.0, (self.steps - first + 1) / 150)
             fall = self.settings.decay_from
             if part > fall:
@@ -193,11 +199,17 @@ class Trainer:
                 save(self)
                 saved = time.monotonic()
 
+    def _agree_on_time(self, start: float) -> float:
+        """Seconds since ``start`` by rank 0's clock, so that all ranks stop together."""
+        return self.ranks.agree(round(1e3 * (time.monotonic() - start))) / 1e3
+
     def _report(self, name: str, value: float, rate: float, step_seconds: float) -> None:
         if not math.isfinite(value):
             raise RuntimeError("the transformer's loss is not finite")
         row = (round(self.seconds, 1), self.steps, name, round(value, 5), round(step_seconds, 4))
         self.history.append(row)
+        if not self.ranks.first:
+            return
         print(
             f"dit {row[0]:6.1f}s step {row[1]:5d} {name:9s} loss {value:.4f} lr {rate:.1e} "
             f"step {step_seconds:.3f}s",
