@@ -53,6 +53,7 @@ def block_sparse_attention(
     scale: float | None = None,
     impl: Impl = Impl.AUTO,
     stats_lse: Tensor | None = None,
+    compensate: bool = False,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks.
 
@@ -67,9 +68,14 @@ def block_sparse_attention(
         stats_lse: (B, H, Sq) float32 natural LSE, as of an earlier step; asks for the mass of each
             kept block against it. The GPU kernels sum it while they attend if blocks have 128
             keys; otherwise it costs another product of queries and keys.
+        compensate: let each skipped block count as its number of tokens times its mean key and
+            mean value, so that it adds exp(scale q.k_mean + log size). Exact where the keys and
+            the values of skipped blocks are constant. Rows that keep every block are unchanged. A
+            key or value that is not finite then reaches every query: it is kept or averaged.
 
     Returns:
-        Output in q's dtype and the natural LSE; rows without keys give 0 and -inf. With
+        Output in q's dtype and the natural LSE, which counts what compensation adds; rows without
+        keys give 0 and -inf without compensation, and see means only with it. With
         ``stats_lse``, ``block_stats`` (B, H, Nq, Nkv) sums exp(logit - stats_lse) over each kept
         block, rows with LSE -inf left out; 0 for other blocks.
 
@@ -83,18 +89,26 @@ def block_sparse_attention(
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
     if impl is Impl.AUTO:
-        impl = _choose(q, k, v, mask)
+        impl = _choose(q, k, v, mask, compensate)
     else:
-        reasons = unsupported_reasons(impl, q, k, v, mask)
+        reasons = unsupported_reasons(impl, q, k, v, mask, compensate=compensate)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-    return _run(impl, q, k, v, mask, scale, stats_lse)
+    return _run(impl, q, k, v, mask, scale, stats_lse, compensate)
 
 
 def unsupported_reasons(
-    impl: Impl, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
+    impl: Impl,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    *,
+    compensate: bool = False,
 ) -> list[str]:
     """List why an implementation cannot take these inputs; empty when it can."""
+    if compensate and impl in (Impl.TRITON, Impl.GLUON):
+        return [f"{impl.value} does not compensate for skipped blocks; use torch or reference"]
     if impl is Impl.TRITON:
         return _triton_reasons(q)
     if impl is Impl.GLUON:
@@ -104,7 +118,9 @@ def unsupported_reasons(
     return []
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
+def _choose(
+    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, compensate: bool
+) -> Impl:
     candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
     if q.device.type == "cpu":
         candidates = [Impl.TORCH]
@@ -112,7 +128,7 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) 
         candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
-        reasons = unsupported_reasons(impl, q, k, v, mask)
+        reasons = unsupported_reasons(impl, q, k, v, mask, compensate=compensate)
         if not reasons:
             _log_choice(impl, "; ".join(refused), str(q.device), q.shape[-1])
             return impl
@@ -134,9 +150,10 @@ def _run(
     mask: BlockMask | RaggedBlockMask,
     scale: float,
     stats_lse: Tensor | None,
+    compensate: bool,
 ) -> AttentionOutput:
     fused = stats_lse if _sums_while_attending(impl, q, mask) else None
-    output = _attend(impl, q, k, v, mask, scale, fused)
+    output = _attend(impl, q, k, v, mask, scale, fused, compensate)
     if stats_lse is None or fused is not None:
         return output
     return dataclasses.replace(output, block_stats=_kept_mass(q, k, mask, stats_lse, scale))
@@ -150,13 +167,16 @@ def _attend(
     mask: BlockMask | RaggedBlockMask,
     scale: float,
     stats_lse: Tensor | None,
+    compensate: bool,
 ) -> AttentionOutput:
     if impl is Impl.REFERENCE:
         wide = torch.float64 if q.dtype is torch.float64 else torch.float32
-        exact = attention_reference(q, k, v, mask, scale=scale, compute_dtype=wide)
+        exact = attention_reference(
+            q, k, v, mask, scale=scale, compute_dtype=wide, compensate=compensate
+        )
         return AttentionOutput(exact.out.to(q.dtype), exact.lse)
     if impl is Impl.TORCH:
-        return attend_torch(q, k, v, mask, scale=scale)
+        return attend_torch(q, k, v, mask, scale=scale, compensate=compensate)
     if impl is Impl.TRITON:
         from vidsparse.kernels.triton_attention import attend_triton
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.ragged_block_mask import block_of_token
 
 
 def attention_reference(
@@ -19,6 +20,7 @@ def attention_reference(
     *,
     scale: float | None = None,
     compute_dtype: torch.dtype = torch.float64,
+    compensate: bool = False,
 ) -> AttentionOutput:
     """Attend with a token-level mask, one head at a time.
 
@@ -29,24 +31,63 @@ def attention_reference(
         mask: kept blocks; None keeps everything.
         scale: factor on the logits, 1 / sqrt(D) by default.
         compute_dtype: float64 or float32; ``out`` comes in this dtype, ``lse`` in float32.
+        compensate: also attend to the mean key and value of every skipped block, with the
+            logarithm of its size added to the logit.
 
     Returns:
         Output in ``compute_dtype`` (not in q's dtype: rounding is the caller's business).
     """
     B, H, Sq, D = q.shape
     scale = D**-0.5 if scale is None else scale
+    compensate = compensate and mask is not None and not bool(mask.to_dense().all())
     keep = None if mask is None else mask.token_mask().expand(B, H, Sq, k.shape[2])
     out = torch.empty(B, H, Sq, v.shape[-1], dtype=compute_dtype, device=q.device)
     lse = torch.empty(B, H, Sq, dtype=torch.float32, device=q.device)
     for b in range(B):
         for h in range(H):
-            scores = q[b, h].to(compute_dtype) @ k[b, h].to(compute_dtype).mT * scale
+            keys, values = k[b, h].to(compute_dtype), v[b, h].to(compute_dtype)
+            scores = q[b, h].to(compute_dtype) @ keys.mT * scale
             if keep is not None:
                 scores = scores.masked_fill(~keep[b, h], -torch.inf)
+            if compensate and mask is not None:
+                average, bias = _skipped_blocks(mask, b, h, compute_dtype)
+                skipped = q[b, h].to(compute_dtype) @ (average @ keys).mT * scale + bias
+                scores = torch.cat([scores, skipped], -1)
+                values = torch.cat([values, average @ values])
             lse[b, h] = torch.logsumexp(scores, -1)
             # Rows without keys give 0 / 0: defined as 0.
-            out[b, h] = torch.softmax(scores, -1).nan_to_num(0.0) @ v[b, h].to(compute_dtype)
+            empty = scores.isneginf().all(-1, keepdim=True)
+            out[b, h] = torch.softmax(scores, -1).masked_fill(empty, 0.0) @ values
     return AttentionOutput(out, lse)
+
+
+def _skipped_blocks(
+    mask: BlockMask | RaggedBlockMask, b: int, h: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return (Nkv, Skv) averages over blocks and (Sq, Nkv) log sizes, -inf where kept or empty."""
+    kept = _of_head(kept_by_queries(mask), b, h)
+    columns = torch.arange(mask.seq_kv, device=mask.device)
+    if isinstance(mask, RaggedBlockMask):
+        columns = block_of_token(_of_head(mask.kv_offsets, b, h), mask.seq_kv)
+    else:
+        columns = columns // mask.block_kv
+    member = torch.nn.functional.one_hot(columns, kept.shape[1]).to(dtype).mT
+    sizes = member.sum(-1)
+    bias = sizes.log().expand(kept.shape).masked_fill(kept, -torch.inf)
+    return member / sizes.clamp(min=1)[:, None], bias
+
+
+def kept_by_queries(mask: BlockMask | RaggedBlockMask) -> Tensor:
+    """Return (B | 1, H | 1, Sq, Nkv) bool: which key blocks each query token attends to."""
+    kept = mask.to_dense()
+    if isinstance(mask, BlockMask):
+        return kept.repeat_interleave(mask.block_q, 2)[:, :, : mask.seq_q]
+    rows = block_of_token(mask.q_offsets, mask.seq_q).expand(*kept.shape[:2], -1)
+    return kept.gather(2, rows[..., None].expand(*rows.shape, kept.shape[3]))
+
+
+def _of_head(x: Tensor, b: int, h: int) -> Tensor:
+    return x[b % x.shape[0], h % x.shape[1]]
 
 
 def block_mass_reference(

@@ -7,14 +7,21 @@ from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.kernels.reference import attention_reference
+from vidsparse.kernels.block_means import key_value_means
+from vidsparse.kernels.reference import attention_reference, kept_by_queries
 
 # A kernel may be this much worse than eager attention in the same dtype, against float64.
 _MARGIN = 1.5
 
 
 def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask | None, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask | None,
+    scale: float | None,
+    *,
+    compensate: bool = False,
 ) -> Tensor:
     """Attend the way eager models do: every intermediate rounded to the inputs' dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -22,6 +29,11 @@ def eager_attention(
     if mask is not None:
         keep = mask.token_mask().expand(*q.shape[:3], k.shape[2])
         scores = scores.masked_fill(~keep, -torch.inf)
+    if mask is not None and compensate:
+        means = key_value_means(k, v, mask)
+        skipped = (q @ means.k.mT) * scale + means.log_size[:, :, None].to(q.dtype)
+        skipped = skipped.masked_fill(kept_by_queries(mask), -torch.inf)
+        scores, v = torch.cat([scores, skipped], -1), torch.cat([v, means.v], 2)
     return torch.softmax(scores, -1, dtype=torch.float32).nan_to_num(0).to(q.dtype) @ v
 
 
@@ -33,6 +45,7 @@ def assert_as_exact_as_eager(
     mask: BlockMask | RaggedBlockMask | None,
     *,
     scale: float | None = None,
+    compensate: bool = False,
 ) -> None:
     """Check an output against float64, allowing little more than eager attention's own error.
 
@@ -40,8 +53,8 @@ def assert_as_exact_as_eager(
         AssertionError: the largest or the mean error exceeds 1.5 times eager's, the LSE is off by
             more than 1e-3 of its size, or rows without keys are not 0 and -inf.
     """
-    exact = attention_reference(q, k, v, mask, scale=scale)
-    eager = eager_attention(q, k, v, mask, scale).double() - exact.out
+    exact = attention_reference(q, k, v, mask, scale=scale, compensate=compensate)
+    eager = eager_attention(q, k, v, mask, scale, compensate=compensate).double() - exact.out
     error = got.out.double() - exact.out
     floor = torch.finfo(q.dtype).eps * exact.out.abs().max()
     for name, size in (("largest", torch.Tensor.max), ("mean", torch.Tensor.mean)):

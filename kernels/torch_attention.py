@@ -8,33 +8,67 @@ for the gathered keys to stay in the cache.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_means import KeyValueMeans, key_value_means
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
 # Gathered keys and values of one batch per two threads: about the private caches of two cores.
 _BATCH_BYTES = 4 << 20
 
 
+class _Skipped(NamedTuple):
+    """What one head's query blocks attend to besides their kept blocks.
+
+    Args:
+        k: (Nkv, D) mean keys.
+        v: (Nkv, D) mean values.
+        bias: (Nq, Nkv) float32 added to their logits: log sizes, -inf for kept and empty blocks.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+
+
 def attend_torch(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    *,
+    scale: float,
+    compensate: bool = False,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``."""
     B, H, Sq, _ = q.shape
+    kept = mask.to_dense() if compensate else None
+    if kept is not None and bool(kept.all()):
+        kept = None
+    means = None if kept is None else key_value_means(k, v, mask)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((B, H, Sq), -torch.inf, dtype=torch.float32, device=q.device)
     for b in range(B):
         for h in range(H):
             qkv, target = (q[b, h], k[b, h], v[b, h]), (out[b, h], lse[b, h])
+            skipped = None
+            if kept is not None and means is not None:
+                skipped = _skipped(means, _of_head(kept, (b, h)), (b, h))
             if isinstance(mask, BlockMask):
-                _attend_head(*qkv, mask, (b, h), scale, *target)
+                _attend_head(*qkv, mask, (b, h), skipped, scale, *target)
             else:
-                _attend_ragged_head(*qkv, mask, (b, h), scale, *target)
+                _attend_ragged_head(*qkv, mask, (b, h), skipped, scale, *target)
     return AttentionOutput(out, lse)
+
+
+def _skipped(means: KeyValueMeans, kept: Tensor, head: tuple[int, int]) -> _Skipped:
+    k, v, log_size = (_of_head(x, head) for x in means)
+    return _Skipped(k, v, log_size.expand(kept.shape).masked_fill(kept, -torch.inf))
 
 
 def _attend_head(
@@ -43,6 +77,7 @@ def _attend_head(
     v: Tensor,
     mask: BlockMask,
     head: tuple[int, int],
+    skipped: _Skipped | None,
     scale: float,
     out: Tensor,
     lse: Tensor,
@@ -53,17 +88,20 @@ def _attend_head(
         for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
     )
     order = torch.argsort(keys, stable=True)
-    order = order[int((keys == 0).sum()) :]
+    if skipped is None:
+        order = order[int((keys == 0).sum()) :]
     while len(order):
         widest = int(counts[order[-1]])
-        rows = order[-_rows_per_batch(widest * mask.block_kv, k, mask.block_q) :]
+        longest = widest * mask.block_kv + (0 if skipped is None else len(skipped.k))
+        rows = order[-_rows_per_batch(longest, k, mask.block_q) :]
         order = order[: -len(rows)]
         columns = indices[rows, :widest].flatten()
         k_rows, v_rows = (
-            x.index_select(0, columns).view(len(rows), widest * mask.block_kv, -1)
+            x.index_select(0, columns).view(len(rows), widest * mask.block_kv, x.shape[-1])
             for x in (k_blocks, v_blocks)
         )
-        o, row_lse = _attend_batch(q_blocks[rows], k_rows, v_rows, keys[rows], scale)
+        means = None if skipped is None else skipped._replace(bias=skipped.bias[rows])
+        o, row_lse = _attend_batch(q_blocks[rows], k_rows, v_rows, keys[rows], means, scale)
         _scatter_rows(out, o, rows, mask.block_q)
         _scatter_rows(lse, row_lse, rows, mask.block_q)
 
@@ -98,17 +136,27 @@ def _rows_per_batch(keys: int, k: Tensor, block_q: int) -> int:
 
 
 def _attend_batch(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, scale: float
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, skipped: _Skipped | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend (R, Mq, D) to the first ``keys`` (R,) of (R, Mk, D)."""
+    """Attend (R, Mq, D) to the first ``keys`` (R,) of (R, Mk, D), and to skipped blocks' means."""
     longest = int(keys.max())
     k, v = k[:, :longest], v[:, :longest]
     bias = None
-    if int(keys.min()) < longest:
+    if skipped is not None or int(keys.min()) < longest:
         inside = torch.arange(longest, device=k.device) < keys[:, None]
-        bias = torch.zeros(inside.shape, dtype=q.dtype, device=q.device)
-        bias = bias.masked_fill_(~inside, -torch.inf)[:, None]
-    return _attend_dense(q, k, v, bias, scale)
+        bias = torch.zeros(inside.shape, device=q.device).masked_fill_(~inside, -torch.inf)
+    if skipped is not None and bias is not None:
+        k, v, bias = _with_means(k, v, bias, skipped)
+    return _attend_dense(q, k, v, None if bias is None else bias[:, None], scale)
+
+
+def _with_means(
+    k: Tensor, v: Tensor, bias: Tensor, skipped: _Skipped
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Append the means to (R, Mk, D) keys and values, and their bias to (R, Mk)."""
+    means = (x.expand(len(k), *x.shape) for x in (skipped.k, skipped.v))
+    k, v = (torch.cat([x, mean], 1) for x, mean in zip((k, v), means, strict=True))
+    return k, v, torch.cat([bias, skipped.bias], 1)
 
 
 def _attend_dense(
@@ -148,6 +196,7 @@ def _attend_ragged_head(
     v: Tensor,
     mask: RaggedBlockMask,
     head: tuple[int, int],
+    skipped: _Skipped | None,
     scale: float,
     out: Tensor,
     lse: Tensor,
@@ -157,13 +206,15 @@ def _attend_ragged_head(
     kept = _of_head(mask.mask, head)
     for i, (first, last) in enumerate(itertools.pairwise(bounds)):
         keys = kept[i][block_of_key].nonzero()[:, 0]
-        if first == last or not len(keys):
+        if first == last or (skipped is None and not len(keys)):
             continue
-        o, row_lse = _attend_dense(
-            q[None, first:last],
-            k.index_select(0, keys)[None],
-            v.index_select(0, keys)[None],
-            None,
-            scale,
-        )
+        k_rows, v_rows = (x.index_select(0, keys)[None] for x in (k, v))
+        bias = None
+        if skipped is not None:
+            means = skipped._replace(bias=skipped.bias[i : i + 1])
+            k_rows, v_rows, bias = _with_means(
+                k_rows, v_rows, torch.zeros(1, len(keys), device=q.device), means
+            )
+            bias = bias[:, None]
+        o, row_lse = _attend_dense(q[None, first:last], k_rows, v_rows, bias, scale)
         out[first:last], lse[first:last] = o[0], row_lse[0]

@@ -147,13 +147,15 @@ def _timed_call(
     """Do what ``SparseAttention`` does for a sparse call, with marks between the parts."""
     from vidsparse.attention import restore_output
 
-    plan = method.plan(q, k, v, layout, site, state)
+    plan = method.decide(q, k, v, layout, site, state)
     clock.mark("plan")
     if plan is None:
         return None, None
     moved = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
     clock.mark("permute")
-    output = block_sparse_attention(*moved, plan.mask)
+    output = block_sparse_attention(
+        *moved, plan.mask, stats_lse=plan.stats_lse, compensate=plan.compensate
+    )
     clock.mark("kernel")
     method.observe(output, plan, site, state)
     restored = restore_output(output, plan)

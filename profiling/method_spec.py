@@ -22,5 +22,5 @@ def parse_method(spec: str, density: float) -> SparseMethod:
         try:
             parameters[field] = json.loads(value)
         except json.JSONDecodeError:
-            parameters[field] = value
+            parameters[field] = {"True": True, "False": False}.get(value, value)
     return build_method(name, parameters)

@@ -94,7 +94,7 @@ def settled_plan(method: SparseMethod, tokens: Captured) -> AttentionPlan | None
     state, plan = method.init_state(), None
     for call in range(_SETTLING_CALLS):
         site = replace(tokens.site, step=tokens.site.step + call)
-        plan = method.plan(tokens.q, tokens.k, tokens.v, tokens.layout, site, state)
+        plan = method.decide(tokens.q, tokens.k, tokens.v, tokens.layout, site, state)
         if plan is not None:
             output = attend_permuted(tokens.q, tokens.k, tokens.v, plan)
             method.observe(output, plan, site, state)

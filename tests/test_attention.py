@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from vidsparse.attention import SparseAttention, dense_attention, run_plan
+from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.layout import VideoLayout, pixel_major_order
@@ -174,6 +175,26 @@ def test_a_plan_with_an_lse_gets_the_mass_of_its_kept_blocks():
     rows = torch.full((1, 2, S // 64), 64.0)
     torch.testing.assert_close(stats.sum(-1), rows, rtol=1e-5, atol=1e-5)
     assert run_plan(q, k, v, AttentionPlan(full, order, order)).block_stats is None
+
+
+def test_any_method_compensates_when_asked_and_keeps_the_same_blocks():
+    q, k, v = qkv(dtype=torch.float32)
+    outs = {}
+    for compensate in (False, True):
+        attend = SparseAttention(EveryOther(compensate=compensate), SPARSE)
+        outs[compensate] = attend(q, k, v, layout=LAYOUT, site=SITE)
+        assert attend.recorder.sparse_density() == pytest.approx(13 / 25)
+    plan = EveryOther().plan(q, k, v, LAYOUT, SITE, {"calls": 0})
+    expected = run_plan(q, k, v, replace(plan, compensate=True), impl=Impl.REFERENCE).out
+    torch.testing.assert_close(outs[True], expected)
+    dense = dense_attention(q, k, v)
+    # Random tokens attend almost evenly: their means come close to all of them.
+    assert (outs[True] - dense).norm() < 0.7 * (outs[False] - dense).norm()
+
+
+def test_compensate_takes_true_or_false():
+    with pytest.raises(UsageError, match=r"compensate='yes' must be true or false"):
+        EveryOther(compensate="yes")
 
 
 def test_padding_text_reaches_no_real_token():

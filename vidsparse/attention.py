@@ -52,7 +52,9 @@ def attend_permuted(
 ) -> AttentionOutput:
     """Do as ``run_plan``, leaving the output in the plan's query order."""
     q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
-    return block_sparse_attention(q, k, v, plan.mask, impl=impl, stats_lse=plan.stats_lse)
+    return block_sparse_attention(
+        q, k, v, plan.mask, impl=impl, stats_lse=plan.stats_lse, compensate=plan.compensate
+    )
 
 
 def restore_output(output: AttentionOutput, plan: AttentionPlan) -> AttentionOutput:
@@ -157,7 +159,7 @@ class SparseAttention:
         row: int | None = None,
     ) -> Tensor:
         state = self._state(q, site, row)
-        plan = self.method.plan(q, k, v, layout, site, state)
+        plan = self.method.decide(q, k, v, layout, site, state)
         if plan is None:
             self.recorder.record_dense(f"{self.method.name} asked for it", site)
             return dense(q, k, v)

@@ -21,6 +21,8 @@ class AttentionPlan:
         stats_lse: (B, H, S) float32 natural log-sum-exp per query in the plan's query order, as of
             an earlier step; asks the kernel for the mass of each kept block against it, which
             ``observe`` finds in ``output.block_stats``. None asks for nothing.
+        compensate: let every skipped block count through its mean key and mean value, as
+            ``block_sparse_attention`` does, instead of as nothing.
     """
 
     mask: BlockMask | RaggedBlockMask
@@ -28,6 +30,7 @@ class AttentionPlan:
     kv_order: Tensor | None = None
     moved_heads: Tensor | None = None
     stats_lse: Tensor | None = None
+    compensate: bool = False
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""

@@ -59,7 +59,7 @@ class WatchedMaps(SparseMethod):
         _check_range("step", self.step, site.num_steps)
         for head in self.heads or ():
             _check_range("head", head, q.shape[1])
-        plan = self.inner.plan(q, k, v, layout, site, state)
+        plan = self.inner.decide(q, k, v, layout, site, state)
         if plan is not None and not self.found and self._wanted(site):
             heads = self.heads or _spread_heads(q.shape[1])
             self.found.append(attention_maps(self.inner, q, k, layout, plan, site, heads))

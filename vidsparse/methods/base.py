@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
@@ -43,6 +43,8 @@ class SparseMethod(ABC):
 
     Attributes:
         density: requested share of query-key pairs, in (0, 1]; 1 is exact dense attention.
+        compensate: let skipped blocks count through their mean key and value; no other method
+            parameter changes with it, and neither do the kept blocks or the density.
 
     Raises:
         UsageError: a parameter is out of range.
@@ -53,10 +55,13 @@ class SparseMethod(ABC):
     source: ClassVar[str]
 
     density: float = 0.3
+    compensate: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise UsageError(f"density={self.density} must lie in (0, 1]; 1 is dense attention")
+        if not isinstance(self.compensate, bool):
+            raise UsageError(f"compensate={self.compensate!r} must be true or false")
 
     def init_state(self) -> Any:
         """Return the state of one ``state_key`` for one generation; None for none."""
@@ -86,6 +91,15 @@ class SparseMethod(ABC):
         Returns:
             The plan, or None for a dense call.
         """
+
+    def decide(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Plan one call and add what holds for all methods: compensation. Arguments as ``plan``."""
+        plan = self.plan(q, k, v, layout, site, state)
+        if plan is None or not self.compensate:
+            return plan
+        return replace(plan, compensate=True)
 
     def observe(  # noqa: B027 - optional: most methods learn nothing from the output
         self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
@@ -132,7 +146,7 @@ def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
     methods = available_methods()
     if name not in methods:
         raise UsageError(f"unknown method {name!r}; choose one of {', '.join(methods)}")
-    known = [field.name for field in fields(methods[name])]
+    known = [parameter.name for parameter in fields(methods[name])]
     for key in parameters:
         if key not in known:
             raise UsageError(f"method {name!r} has no parameter {key!r}; it has {', '.join(known)}")
