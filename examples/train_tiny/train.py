@@ -194,8 +194,9 @@ class Run:
         print(f"device {self.device}, torch {torch.__version__}", flush=True)
         self.vae()
         trainer = self.trainer()
-        seconds = self.left() - self.args.reserve
-        print(f"training the transformer for {seconds:.0f} s", flush=True)
+        # Ranks start at different moments; they must stop at the same step.
+        seconds = self.ranks.agree(int(self.left() - self.args.reserve))
+        print(f"training the transformer for {seconds} s", flush=True)
         trainer.train(RUNS[self.args.run], seconds, self.save)
         self.save(trainer, full=True)
         trainer.pools.clear()
