@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -8,13 +10,14 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
+from vidsparse.pictures import contact_sheet, side_by_side, write_png
 from vidsparse.video import (
-    contact_sheet,
     read_video,
+    read_video_file,
     replacing,
-    side_by_side,
+    to_float,
     to_uint8,
-    write_png,
+    write_frames,
     write_text,
     write_video,
 )
@@ -43,6 +46,86 @@ def test_video_is_h264_with_the_rate_asked_for(tmp_path: Path) -> None:
     assert meta["codec"] == "h264"
     assert meta["fps"] == 8
     assert meta["duration"] == pytest.approx(1.0, abs=0.01)
+
+
+def noise(frames: int = 5, height: int = 33, width: int = 47) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def test_lossless_frames_read_back_exactly(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a.mkv", noise(), fps=24)
+    back = read_video_file(tmp_path / "a.mkv")
+    assert np.array_equal(back.frames, noise())
+    assert (back.fps, back.codec, back.lossless) == (24, "ffv1", True)
+    assert torch.equal(read_video(tmp_path / "a.mkv"), to_float(noise()))
+
+
+def test_mp4_keeps_colours(tmp_path: Path) -> None:
+    colours = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.2, 0.2, 0.9], [0.5, 0.5, 0.5]])
+    video = colours.view(4, 3, 1, 1).expand(4, 3, 32, 32).contiguous()
+    write_video(tmp_path / "a.mp4", video)
+    back = read_video_file(tmp_path / "a.mp4")
+    assert not back.lossless
+    assert (to_float(back.frames) - video).abs().max() < 3 / 255
+    # Players that are told the colour space do not guess it.
+    exe = imageio_ffmpeg.get_ffmpeg_exe()
+    told = subprocess.run([exe, "-i", tmp_path / "a.mp4"], capture_output=True, text=True).stderr
+    assert "yuv420p(tv, bt709" in told
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("share", [0.4, 0.9])
+def test_cut_off_files_are_refused(tmp_path: Path, name: str, share: float) -> None:
+    write_frames(tmp_path / name, noise(12))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UsageError, match=r"is damaged|cannot be decoded"):
+        read_video(tmp_path / name)
+
+
+def test_a_flipped_bit_in_a_lossless_file_is_found(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a.mkv", noise())
+    data = bytearray((tmp_path / "a.mkv").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "a.mkv").write_bytes(data)
+    with pytest.raises(UsageError, match="is damaged"):
+        read_video(tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 8, 1), (8, 8, 3)])
+def test_empty_videos_are_not_written(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="holds no"):
+        write_frames(tmp_path / "a.mkv", np.zeros(shape, np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_keeps_the_earlier_video(tmp_path: Path) -> None:
+    # A limit on the size of files fails as a full disk does, without one.
+    path = tmp_path / "a.mkv"
+    write_frames(path, noise(2))
+    before = path.read_bytes()
+    script = (
+        "import resource, signal, sys, numpy as np\nfrom pathlib import Path\n"
+        "from vidsparse.video import write_frames, write_text\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "frames = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)\n"
+        "path = Path(sys.argv[1])\n"
+        "for write in (lambda: write_frames(path, frames), lambda: write_text(path, 'x' * 30_000)):"
+        "\n    try: write()\n    except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"UsageError cannot write {path}: ") for line in lines)
+    # Python gives programs it starts the default action back: the limit kills ffmpeg.
+    assert "ffmpeg was stopped by signal" in lines[0]
+    assert "File too large" in lines[1]
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_values_are_rounded_and_clipped() -> None:
@@ -75,7 +158,7 @@ def test_written_files_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
 
 
 def test_other_formats_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"does not end in \.mp4"):
+    with pytest.raises(UsageError, match=r"does not end in \.mp4 .* or \.mkv"):
         write_video(tmp_path / "a.gif", moving_square(2, 32, 32))
     (tmp_path / "b.mp4").mkdir()
     with pytest.raises(UsageError, match="is a folder"):

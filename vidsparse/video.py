@@ -1,12 +1,14 @@
-"""Read and write videos; lay clips side by side and on contact sheets."""
+"""Read and write videos: H.264 for people, lossless FFV1 for measuring."""
 
+import errno
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import imageio_ffmpeg
 import numpy as np
 import torch
@@ -14,9 +16,20 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 
-_LABEL_HEIGHT = 22
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_GAP = 4
+# Codecs that give back every frame exactly, by ffmpeg's names.
+LOSSLESS_CODECS = ("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "qtrle")
+
+# BT.709, said in the file: players guess, and guess differently, where nothing is said.
+_BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709")
+_TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
+_ENCODERS = {
+    ".mp4": (
+        *("-vf", f"{_TO_YUV},format=yuv420p", "-c:v", "libx264", "-crf", "12"),
+        *("-preset", "medium", "-color_range", "tv", *_BT709, "-movflags", "+faststart"),
+    ),
+    # Every frame with its own checksums, so that damage is found; bgr0 is FFV1's 8-bit RGB.
+    ".mkv": ("-c:v", "ffv1", "-level", "3", "-g", "1", "-slicecrc", "1", "-pix_fmt", "bgr0"),
+}
 
 
 @contextmanager
@@ -27,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
         path: where the file shall end up; its folder is made when missing.
 
     Raises:
-        UsageError: the folder cannot be written to.
+        UsageError: the folder cannot be written to, or the disk fills up while writing.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +56,10 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; make room, or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,17 +76,23 @@ def to_uint8(video: Tensor) -> np.ndarray:
     return np.ascontiguousarray(rounded.permute(0, 2, 3, 1).cpu().numpy())
 
 
+def to_float(frames: np.ndarray) -> Tensor:
+    """Turn (F, H, W, 3) uint8 into (F, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
 def write_video(path: Path, video: Tensor, *, fps: float = 16) -> None:
-    """Write an H.264 MP4, whole or not at all.
+    """Write a video, whole or not at all.
 
     Args:
-        path: ends in ``.mp4``.
-        video: (F, 3, H, W) floats in [0, 1]; odd sizes lose nothing, the last row or column
-            is repeated because H.264's 4:2:0 needs even ones.
+        path: ends in ``.mp4`` (H.264: plays everywhere, loses a little) or ``.mkv`` (FFV1:
+            reads back exactly, for measuring).
+        video: (F, 3, H, W) floats in [0, 1]. In an MP4 the last row or column of an odd size is
+            repeated, because H.264's 4:2:0 needs even ones.
         fps: frames per second.
 
     Raises:
-        UsageError: the name does not end in .mp4 or the folder cannot be written to.
+        UsageError: the name ends otherwise, there is no frame, or it cannot be written.
     """
     write_frames(path, to_uint8(video), fps=fps)
 
@@ -77,32 +100,50 @@ def write_video(path: Path, video: Tensor, *, fps: float = 16) -> None:
 def write_frames(path: Path, frames: np.ndarray, *, fps: float = 16) -> None:
     """Do as ``write_video`` with (F, H, W, 3) uint8 frames."""
     check_video_name(path)
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
+        raise UsageError(f"cannot write {path}: {frames.shape} holds no (F, H, W, 3) frames")
+    suffix = path.suffix.lower()
+    if suffix == ".mp4":
+        height, width = frames.shape[1:3]
+        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with replacing(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            (frames.shape[2], frames.shape[1]),
-            fps=fps,
-            codec="libx264",
-            quality=8,
-            macro_block_size=1,
-            ffmpeg_log_level="error",
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
+        encode(temporary, frames, fps, _ENCODERS[suffix])
+
+
+def encode(path: Path, frames: np.ndarray, fps: float, options: Sequence[str]) -> None:
+    """Let ffmpeg encode (F, H, W, 3) uint8 frames with the options given.
+
+    Raises:
+        OSError: ffmpeg fails, with its reason; ``replacing`` makes one line of it.
+    """
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    raw = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", str(fps), "-i", "-")
+    failure, _ = _ffmpeg(("-y", *raw, "-an", *options, str(path)), frames)
+    if failure is not None:
+        raise OSError(errno.EIO, failure)
+
+
+def _ffmpeg(arguments: Sequence[str], frames: np.ndarray | None = None) -> tuple[str | None, bytes]:
+    """Run ffmpeg; return its complaint, None when it had none, and its standard output."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin", *arguments]
+    source = None if frames is None else np.ascontiguousarray(frames).data
+    done = subprocess.run(command, input=source, capture_output=True, check=False)
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    if done.returncode == 0 and not lines:
+        return None, done.stdout
+    killed = f"ffmpeg was stopped by signal {-done.returncode}"
+    failed = killed if done.returncode < 0 else f"ffmpeg ended with {done.returncode}"
+    return (lines[0] if lines else failed), done.stdout
 
 
 def check_video_name(path: Path) -> None:
-    """Refuse names that cannot become an MP4, before any work is done.
+    """Refuse names that cannot become a video, before any work is done.
 
     Raises:
-        UsageError: the name does not end in .mp4, or cannot be written.
+        UsageError: the name ends in neither .mp4 nor .mkv, or cannot be written.
     """
-    if path.suffix.lower() != ".mp4":
-        raise UsageError(f"{path} does not end in .mp4, the only format written; rename it")
+    if path.suffix.lower() not in _ENCODERS:
+        raise UsageError(f"{path} does not end in .mp4 (for people) or .mkv (lossless); rename it")
     check_file_name(path)
 
 
@@ -119,6 +160,26 @@ def check_file_name(path: Path) -> None:
         raise UsageError(f"cannot write {path}: {nearest} is no writable folder; choose another")
 
 
+@dataclass(frozen=True)
+class VideoFile:
+    """A decoded video file.
+
+    Attributes:
+        frames: (F, H, W, 3) uint8.
+        fps: frames per second.
+        codec: ffmpeg's name, such as "h264".
+    """
+
+    frames: np.ndarray
+    fps: float
+    codec: str
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the codec gives back what was encoded."""
+        return self.codec in LOSSLESS_CODECS
+
+
 def read_video(path: Path) -> Tensor:
     """Read a video.
 
@@ -129,85 +190,31 @@ def read_video(path: Path) -> Tensor:
         (F, 3, H, W) float32 in [0, 1].
 
     Raises:
-        UsageError: the file is missing or cannot be decoded.
+        UsageError: the file is missing, damaged or empty.
     """
+    return to_float(read_video_file(path).frames)
+
+
+def read_video_file(path: Path) -> VideoFile:
+    """Read a video with its rate and codec; arguments and errors as ``read_video``."""
     if not path.is_file():
         raise UsageError(f"there is no video {path}; check the path")
     reader = imageio_ffmpeg.read_frames(str(path))
     try:
-        width, height = next(reader)["size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    except (OSError, StopIteration) as error:
-        raise UsageError(f"{path} cannot be decoded as a video; give an MP4") from error
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
-
-
-def side_by_side(clips: Sequence[tuple[str, Tensor]]) -> np.ndarray:
-    """Lay clips next to each other under their labels.
-
-    Args:
-        clips: label and (F, 3, H, W) floats in [0, 1] each, all of one shape.
-
-    Returns:
-        (F, H', W', 3) uint8; small clips are enlarged to be seen.
-    """
-    columns = [_labelled(label, to_uint8(video)) for label, video in clips]
-    return _join(columns, axis=2)
-
-
-def contact_sheet(clips: Sequence[tuple[str, Tensor]], *, columns: int = 6) -> np.ndarray:
-    """Lay out evenly spaced frames: one row per clip, time from left to right.
-
-    Args:
-        clips: label and (F, 3, H, W) floats in [0, 1] each.
-        columns: frames shown of each clip, at most.
-
-    Returns:
-        (H', W', 3) uint8.
-    """
-    rows = []
-    for label, video in clips:
-        picked = torch.linspace(0, video.shape[0] - 1, min(columns, video.shape[0])).round().long()
-        frames = _enlarged(to_uint8(video[picked]))
-        strip = _join([frame[None] for frame in frames], axis=2)
-        rows.append(np.concatenate([_label_bar(label, strip.shape[2])[None], strip], axis=1))
-    return np.asarray(_join(rows, axis=1)[0])
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB picture, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(encode_png(image))
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """Encode an (H, W, 3) uint8 RGB picture as PNG."""
-    return bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1])
-
-
-def _labelled(label: str, frames: np.ndarray) -> np.ndarray:
-    frames = _enlarged(frames)
-    bar = _label_bar(label, frames.shape[2])
-    return np.concatenate([np.repeat(bar[None], len(frames), axis=0), frames], axis=1)
-
-
-def _enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
-    """Repeat pixels until a frame's shorter side has ``least`` pixels."""
-    factor = max(1, round(least / min(frames.shape[1:3])))
-    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def _label_bar(label: str, width: int) -> np.ndarray:
-    bar = np.full((_LABEL_HEIGHT, width, 3), 255, np.uint8)
-    (text_width, _), _ = cv2.getTextSize(label, _FONT, 0.45, 1)
-    scale = 0.45 * min(1.0, (width - 8) / max(text_width, 1))
-    cv2.putText(bar, label, (4, 15), _FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
-    return bar
-
-
-def _join(parts: Sequence[np.ndarray], *, axis: int) -> np.ndarray:
-    """Concatenate with a white gap between parts."""
-    shape = list(parts[0].shape)
-    shape[axis] = _GAP
-    gap = np.full(shape, 255, np.uint8)
-    return np.concatenate([piece for part in parts for piece in (part, gap)][:-1], axis=axis)
+        meta = next(reader)
+    except (OSError, StopIteration, RuntimeError) as error:
+        raise UsageError(f"{path} cannot be decoded as a video; give an MP4 or MKV") from error
+    finally:
+        reader.close()
+    width, height = meta["size"]
+    strict = ("-err_detect", "explode", "-xerror")
+    raw = ("-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24")
+    failure, data = _ffmpeg((*strict, "-i", str(path), *raw, "-"))
+    frames = len(data) // (width * height * 3)
+    if failure is not None:
+        raise UsageError(f"{path} is damaged after {frames} frames ({failure}); make it anew")
+    if frames == 0:
+        raise UsageError(f"{path} holds no frames; make it anew")
+    shape = (frames, height, width, 3)
+    pixels = np.frombuffer(data, np.uint8).reshape(shape).copy()
+    return VideoFile(pixels, float(meta["fps"]), meta["codec"].rstrip(","))

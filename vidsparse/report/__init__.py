@@ -8,14 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.video import (
-    contact_sheet,
-    encode_png,
-    side_by_side,
-    write_frames,
-    write_png,
-    write_text,
-)
+from vidsparse.pictures import contact_sheet, encode_png, side_by_side, write_png
+from vidsparse.video import write_frames, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table

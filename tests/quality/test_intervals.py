@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from vidsparse.quality import bootstrap_mean
+
+
+def test_interval_is_scipys_percentile_bootstrap() -> None:
+    values = np.random.default_rng(0).normal(20, 3, 24)
+    found = bootstrap_mean(list(values))
+    expected = bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert found.mean == pytest.approx(values.mean())
+    assert found.spread == pytest.approx(values.std(ddof=1))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.06)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    found = [bootstrap_mean(list(rng.normal(0, 1, 20)), resamples=400) for _ in range(300)]
+    covered = np.mean([one.low <= 0 <= one.high for one in found])
+    assert 0.87 < covered < 0.98
+
+
+def test_clips_of_one_prompt_are_no_independent_evidence() -> None:
+    # Four prompts that differ, four clips each that hardly do.
+    rng = np.random.default_rng(2)
+    prompts = [prompt for prompt in range(4) for _ in range(4)]
+    values = [5.0 * prompt + rng.normal(0, 0.1) for prompt in prompts]
+    grouped, flat = bootstrap_mean(values, prompts), bootstrap_mean(values)
+    assert grouped.high - grouped.low > 1.5 * (flat.high - flat.low)
+
+
+def test_same_values_same_interval() -> None:
+    values = [1.0, 2.0, 4.0]
+    assert bootstrap_mean(values, "aab") == bootstrap_mean(values, "aab")
+
+
+def test_one_clip_has_no_interval() -> None:
+    found = bootstrap_mean([3.0])
+    assert (found.mean, found.spread, found.low, found.high, found.count) == (
+        3,
+        None,
+        None,
+        None,
+        1,
+    )
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("inf")], [float("nan")]])
+def test_values_without_a_mean_are_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite values"):
+        bootstrap_mean(values)
+
+
+def test_every_clip_needs_its_group() -> None:
+    with pytest.raises(ValueError, match="2 values but 1 groups"):
+        bootstrap_mean([1.0, 2.0], ["a"])
