@@ -16,11 +16,13 @@ from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
 from vidsparse.kernels.launch import triton_config, triton_is_faster
 from vidsparse.kernels.reference import attention_reference
+from vidsparse.kernels.running_statistics import RunningStat, running_statistic
 from vidsparse.kernels.torch_attention import attend_torch
 
 __all__ = [
     "AttentionOutput",
     "Impl",
+    "RunningStat",
     "block_sparse_attention",
     "merge_attention",
     "unsupported_reasons",
@@ -53,6 +55,7 @@ def block_sparse_attention(
     scale: float | None = None,
     impl: Impl = Impl.AUTO,
     stats_lse: Tensor | None = None,
+    running: RunningStat | None = None,
     compensate: bool = False,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks.
@@ -68,6 +71,9 @@ def block_sparse_attention(
         stats_lse: (B, H, Sq) float32 natural LSE, as of an earlier step; asks for the mass of each
             kept block against it. The GPU kernels sum it while they attend if blocks have 128
             keys; otherwise it costs another product of queries and keys.
+        running: statistic of each kept block that needs no earlier LSE, at the same cost; not
+            together with ``stats_lse``, and for blocks of one size only. If the last block of the
+            sequence is partial, it must stand last in the lists that hold it.
         compensate: let each skipped block count as its number of tokens times its mean key and
             mean value, so that it adds exp(scale q.k_mean + log size). Exact where the keys and
             the values of skipped blocks are constant. Rows that keep every block are unchanged. A
@@ -77,12 +83,13 @@ def block_sparse_attention(
         Output in q's dtype and the natural LSE, which counts what compensation adds; rows without
         keys give 0 and -inf without compensation, and see means only with it. With
         ``stats_lse``, ``block_stats`` (B, H, Nq, Nkv) sums exp(logit - stats_lse) over each kept
-        block, rows with LSE -inf left out; 0 for other blocks.
+        block, rows with LSE -inf left out; 0 for other blocks. With ``running`` it holds what
+        ``RunningStat`` says.
 
     Raises:
         ValueError: the inputs do not fit together, or ``impl`` cannot take them.
     """
-    reasons = _input_reasons(q, k, v, mask) + _stats_reasons(q, stats_lse)
+    reasons = _input_reasons(q, k, v, mask) + _stats_reasons(q, mask, stats_lse, running)
     if reasons:
         raise ValueError("block_sparse_attention: " + "; ".join(reasons))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -94,7 +101,7 @@ def block_sparse_attention(
         reasons = unsupported_reasons(impl, q, k, v, mask, compensate=compensate)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-    return _run(impl, q, k, v, mask, scale, stats_lse, compensate)
+    return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate)
 
 
 def unsupported_reasons(
@@ -150,13 +157,18 @@ def _run(
     mask: BlockMask | RaggedBlockMask,
     scale: float,
     stats_lse: Tensor | None,
+    running: RunningStat | None,
     compensate: bool,
 ) -> AttentionOutput:
-    fused = stats_lse if _sums_while_attending(impl, q, mask) else None
-    output = _attend(impl, q, k, v, mask, scale, fused, compensate)
-    if stats_lse is None or fused is not None:
-        return output
-    return dataclasses.replace(output, block_stats=_kept_mass(q, k, mask, stats_lse, scale))
+    if _sums_while_attending(impl, q, mask):
+        return _attend(impl, q, k, v, mask, scale, stats_lse, running, compensate)
+    output = _attend(impl, q, k, v, mask, scale, None, None, compensate)
+    if stats_lse is not None:
+        return dataclasses.replace(output, block_stats=_kept_mass(q, k, mask, stats_lse, scale))
+    if running is not None and isinstance(mask, BlockMask):
+        stats = running_statistic(q, k, mask, running, scale=scale)
+        return dataclasses.replace(output, block_stats=stats)
+    return output
 
 
 def _attend(
@@ -167,6 +179,7 @@ def _attend(
     mask: BlockMask | RaggedBlockMask,
     scale: float,
     stats_lse: Tensor | None,
+    running: RunningStat | None,
     compensate: bool,
 ) -> AttentionOutput:
     if impl is Impl.REFERENCE:
@@ -180,12 +193,12 @@ def _attend(
     if impl is Impl.TRITON:
         from vidsparse.kernels.triton_attention import attend_triton
 
-        return attend_triton(q, k, v, mask, scale=scale, stats_lse=stats_lse)
+        return attend_triton(q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running)
     from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 
     if isinstance(mask, RaggedBlockMask):
         return attend_ragged_gluon(q, k, v, mask, scale=scale)
-    return attend_gluon(q, k, v, mask, scale=scale, stats_lse=stats_lse)
+    return attend_gluon(q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running)
 
 
 def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> bool:
@@ -217,7 +230,16 @@ def _kept_mass(
     return mass.masked_fill(~kept, 0.0)
 
 
-def _stats_reasons(q: Tensor, stats_lse: Tensor | None) -> list[str]:
+def _stats_reasons(
+    q: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    stats_lse: Tensor | None,
+    running: RunningStat | None,
+) -> list[str]:
+    if running is not None and stats_lse is not None:
+        return ["running and stats_lse are both given; ask for one statistic"]
+    if running is not None and isinstance(mask, RaggedBlockMask):
+        return [f"running={running.value!r} needs blocks of one size; give a BlockMask"]
     if stats_lse is None:
         return []
     given = (tuple(stats_lse.shape), stats_lse.dtype, stats_lse.device)

@@ -128,21 +128,46 @@ def _exp2(x, CUBIC_SHARE: gl.constexpr):
 @gluon.jit
 def _softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
     """Fold one tile into the running maximum and sum, both in scaled base-2 units."""
-    new_max = gl.maximum(row_max, gl.max(scores, axis=1) * scale)
+    tile_max = gl.max(scores, axis=1) * scale
+    new_max = gl.maximum(row_max, tile_max)
     decay = gl.exp2(row_max - new_max)
     weights = _exp2(scores * scale - gl.expand_dims(new_max, 1), CUBIC_SHARE)
     tile_sum = gl.sum(weights, axis=1)
-    return weights, decay, new_max, row_sum * decay + tile_sum, tile_sum
+    return weights, decay, new_max, row_sum * decay + tile_sum, tile_max, tile_sum
 
 
 @gluon.jit
-def _store_mass(stats_ptr, tile, tile_sum, row_max, stats_lse, GROUP: gl.constexpr,
-                GROUPS: gl.constexpr, WARPS: gl.constexpr):  # fmt: skip
-    """Store the tile's mass against another LSE, one sum per warp: no warp waits for another."""
-    mass = tile_sum * gl.exp2(row_max - stats_lse)
-    mass = gl.sum(gl.reshape(mass, [WARPS, mass.shape[0] // WARPS]), axis=1)
-    warps = gl.arange(0, WARPS, layout=mass.type.layout)
-    gl.store(stats_ptr + (tile * GROUPS + GROUP) * WARPS + warps, mass)
+def _statistic_reference(lse_ptr, rows, seq_q, STATS: gl.constexpr):
+    """Return what each row's statistics are taken against, or weighed with: nothing outside."""
+    if STATS == 2:
+        return gl.where(rows < seq_q, 0.0, -float("inf"))
+    if STATS == 3:
+        return gl.where(rows < seq_q, 1.0, 0.0)
+    lse = gl.load(lse_ptr + rows, mask=rows < seq_q, other=float("inf"))
+    # Rows without keys weigh nothing either.
+    return gl.where(lse == -float("inf"), float("inf"), lse) * 1.4426950408889634
+
+
+@gluon.jit
+def _store_statistic(stats_ptr, tile, tile_max, tile_sum, row_max, row_sum, reference,
+                     GROUP: gl.constexpr, GROUPS: gl.constexpr, WARPS: gl.constexpr,
+                     STATS: gl.constexpr):  # fmt: skip
+    """Store one number per warp, so that no warp waits for another.
+
+    STATS: 1 mass against a given LSE, 2 and 3 ``RunningStat``. ``tile_sum`` is in units of
+    2^row_max; maxima are base-2 logits.
+    """
+    if STATS == 2:
+        gaps = tile_max - row_max + reference
+        value = gl.max(gl.reshape(gaps, [WARPS, gaps.shape[0] // WARPS]), axis=1)
+    else:
+        if STATS == 3:
+            mass = tile_sum / row_sum * reference
+        else:
+            mass = tile_sum * gl.exp2(row_max - reference)
+        value = gl.sum(gl.reshape(mass, [WARPS, mass.shape[0] // WARPS]), axis=1)
+    warps = gl.arange(0, WARPS, layout=value.type.layout)
+    gl.store(stats_ptr + (tile * GROUPS + GROUP) * WARPS + warps, value)
 
 
 @gluon.jit
@@ -223,13 +248,9 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
     zero = gl.zeros([ROWS, TILE_KV], gl.float32, SCORES)
     if STATS:
         own_rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
-        stats_lse = gl.load(
-            stats_lse_ptr + head.to(gl.int64) * seq_q + own_rows, mask=own_rows < seq_q,
-            other=float("inf"),
-        )  # fmt: skip
-        # Rows outside and rows without keys weigh nothing.
-        stats_lse = gl.where(stats_lse == -float("inf"), float("inf"), stats_lse)
-        stats_lse = stats_lse * 1.4426950408889634
+        reference = _statistic_reference(
+            stats_lse_ptr + head.to(gl.int64) * seq_q, own_rows, seq_q, STATS
+        )
     if RAGGED:
         chunk_tiles = (count + BOXES - 1) // BOXES
         if first_row + GROUP * ROWS >= end_row:
@@ -249,9 +270,14 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
             if limit < TILE_KV:
                 column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
                 s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
-        p, decay, row_max, row_sum, tile_sum = _softmax(s, row_max, row_sum, scale, CUBIC_SHARE)
-        if STATS:
-            _store_mass(stats_ptr, tiles - 1, tile_sum, row_max, stats_lse, GROUP, GROUPS, WARPS)
+        p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+            s, row_max, row_sum, scale, CUBIC_SHARE
+        )
+        first_max = row_max
+        first_sum = row_sum
+        if STATS == 1:
+            _store_statistic(stats_ptr, tiles - 1, tile_max, tile_sum, row_max, row_sum, reference,
+                             GROUP, GROUPS, WARPS, STATS)  # fmt: skip
         p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
@@ -273,11 +299,12 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 if done < masked:
                     lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
                     s = _drop_keys(s, lengths, BOXES, SCORES)
-            p, decay, row_max, row_sum, tile_sum = _softmax(s, row_max, row_sum, scale, CUBIC_SHARE)
+            p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+                s, row_max, row_sum, scale, CUBIC_SHARE
+            )
             if STATS:
-                _store_mass(
-                    stats_ptr, tiles - 1 - done, tile_sum, row_max, stats_lse, GROUP, GROUPS, WARPS
-                )
+                _store_statistic(stats_ptr, tiles - 1 - done, tile_max, tile_sum, row_max, row_sum,
+                                 reference, GROUP, GROUPS, WARPS, STATS)  # fmt: skip
             used_stage = v_stage
             v_stage = k_stage
             v_phase = k_phase
@@ -293,6 +320,11 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         mbarrier.wait(v_full.index(v_stage), v_phase)
         acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
+        if STATS > 1:
+            # The first tile met no other: it is compared with all of them.
+            first_sum = first_sum * gl.exp2(first_max - row_max)
+            _store_statistic(stats_ptr, tiles - 1, first_max, first_sum, row_max, row_sum,
+                             reference, GROUP, GROUPS, WARPS, STATS)  # fmt: skip
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))

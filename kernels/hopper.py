@@ -14,6 +14,7 @@ from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import has_triton, triton_is_interpreted
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.launch import architecture, padded_head_size
+from vidsparse.kernels.running_statistics import RunningStat
 
 _LOG2_E = 1.4426950408889634
 _GROUP_ROWS = 64
@@ -125,6 +126,7 @@ def attend_gluon(
     scale: float,
     config: GluonConfig | None = None,
     stats_lse: Tensor | None = None,
+    running: RunningStat | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -132,12 +134,16 @@ def attend_gluon(
         q: (B, H, Sq, D) bfloat16 or float16.
         k: (B, H, Skv, D).
         v: (B, H, Skv, D).
-        mask: kept blocks.
+        mask: kept blocks; with ``running`` a partial last block must be last in the lists.
         scale: factor on the logits.
         config: CTA shape, by default the table's.
         stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
             needs blocks of ``config.tile_kv`` keys.
+        running: statistic of each kept block instead, lists visited from their end; needs the
+            same.
     """
+    from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
+
     config = choose_config(q.shape[-1], mask) if config is None else config
     if config is None:
         raise ValueError(f"no Gluon configuration fits blocks of {mask.block_q} x {mask.block_kv}")
@@ -145,20 +151,20 @@ def attend_gluon(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tensors = [q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices]
-    if stats_lse is None:
+    stats = stats_kind(stats_lse, running)
+    if not stats:
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
-            _launch(batch, mask, scale, config)
+            _launch(batch, mask, scale, config, stats)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
         *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS, device=q.device
     )
-    for batch in _batches(*tensors, stats_lse.contiguous(), parts):
-        _launch(batch, mask, scale, config)
-    from vidsparse.kernels.triton_tile_statistics import dense_stats
-
-    return AttentionOutput(out, lse, dense_stats(parts, mask))
+    reference = lse if stats_lse is None else stats_lse.contiguous()
+    for batch in _batches(*tensors, reference, parts):
+        _launch(batch, mask, scale, config, stats)
+    return AttentionOutput(out, lse, dense_stats(parts, mask, running))
 
 
 def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -176,14 +182,14 @@ def _heads_have_one_stride(x: Tensor) -> bool:
 
 
 def _launch(
-    tensors: tuple[Tensor, ...], mask: BlockMask, scale: float, config: GluonConfig
+    tensors: tuple[Tensor, ...], mask: BlockMask, scale: float, config: GluonConfig, stats: int
 ) -> None:
     from vidsparse.kernels.gluon_attention import attention_kernel
     from vidsparse.kernels.triton_lists import launch_order
 
     q, k, v, out, lse, counts, indices = tensors[:7]
     # Without statistics the kernel never touches these two.
-    stats_lse, stats = tensors[7:] or (lse, lse)
+    stats_lse, parts = tensors[7:] or (lse, lse)
     heads, Sq, D = q.shape
     size = max(64, padded_head_size(D))
     tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
@@ -192,12 +198,12 @@ def _launch(
     rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
     attention_kernel[(len(order),)](
         _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
-        lse, order, counts, indices, stats_lse, stats,
+        lse, order, counts, indices, stats_lse, parts,
         stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=len(tensors) > 7,
+        STATS=stats,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

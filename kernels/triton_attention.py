@@ -22,10 +22,37 @@ from vidsparse.kernels.launch import (
     padded_head_size,
     triton_config,
 )
+from vidsparse.kernels.running_statistics import RunningStat
 from vidsparse.kernels.triton_permute import shared_strides
-from vidsparse.kernels.triton_tile_statistics import dense_stats
+from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
 
 LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def statistic_reference(lse_ptr, rows, inside, STATS: tl.constexpr):
+    """Return what each row's statistics are taken against, or weighed with: nothing outside."""
+    if STATS == 2:
+        return tl.where(inside, 0.0, float("-inf"))
+    if STATS == 3:
+        return tl.where(inside, 1.0, 0.0)
+    lse = tl.load(lse_ptr + rows, mask=inside, other=float("inf"))
+    # Rows without keys weigh nothing either.
+    return tl.where(lse == float("-inf"), float("inf"), lse) * 1.4426950408889634
+
+
+@triton.jit
+def tile_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS: tl.constexpr):
+    """Reduce one tile to a number: 1 mass against a given LSE, 2 and 3 ``RunningStat``.
+
+    ``tile_sum`` is in units of 2^row_max; maxima are base-2 logits.
+    """
+    base = tl.where(row_max == float("-inf"), 0.0, row_max)
+    if STATS == 2:
+        return tl.max(tile_max - base + reference, 0)
+    if STATS == 3:
+        return tl.sum(tile_sum / tl.where(row_sum > 0, row_sum, 1.0) * reference, 0)
+    return tl.sum(tile_sum * tl.math.exp2(base - reference), 0)
 
 
 @triton.jit
@@ -113,9 +140,8 @@ def _attention_kernel(
     acc = tl.zeros([BLOCK_Q, PAD_D], tl.float32)
     offsets = tl.arange(0, BLOCK_KV)
     if STATS:
-        other = tl.load(stats_lse_ptr + head * Sq + rows, mask=row_inside, other=float("inf"))
-        # Rows outside and rows without keys weigh nothing.
-        other = tl.where(other == float("-inf"), float("inf"), other) * 1.4426950408889634
+        reference = statistic_reference(stats_lse_ptr + head * Sq, rows, row_inside, STATS)
+        first_max, first_sum = row_max, row_sum
         stats_ptr += (head * tl.num_programs(0) + tile) * num_kv_blocks * (CHUNK // BLOCK_KV)
     for start in tl.range(0, count * CHUNK, BLOCK_KV, num_stages=STAGES):
         if TMA:
@@ -143,14 +169,25 @@ def _attention_kernel(
             scores, row_max, row_sum, scale_log2
         )
         if STATS:
-            base = tl.where(row_max == float("-inf"), 0.0, row_max)
-            mass = tl.sum(tl.sum(weights, 1) * tl.math.exp2(base - other), 0)
-            tl.store(stats_ptr + start // BLOCK_KV, mass)
+            tile_max, tile_sum = tl.max(scores, 1) * scale_log2, tl.sum(weights, 1)
+            value = tile_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
+            if STATS > 1:
+                in_first = start < CHUNK
+                first_max = tl.where(in_first, row_max, first_max)
+                first_sum = tl.where(in_first, row_sum, first_sum)
+                value = tl.where(in_first, float("-inf") if STATS == 2 else 0.0, value)
+            tl.store(stats_ptr + start // BLOCK_KV, value)
         if TMA:
             v = v_ptr.load([head.to(tl.int32), first_key, 0]).reshape(BLOCK_KV, PAD_D)
         else:
             v = load_rows(v_ptr, keys, v_stride_s, inside, D, PAD_D, EVEN_D)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    if STATS > 1:
+        # The first block met no other: it is compared with all of them.
+        base = tl.where(row_max == float("-inf"), 0.0, row_max)
+        first_sum *= tl.math.exp2(first_max - base)
+        value = tile_statistic(first_max, first_sum, row_max, row_sum, reference, STATS)
+        tl.store(stats_ptr, value, mask=count > 0)
     out_ptr += b * out_stride_b + h * out_stride_h
     store_rows(
         out_ptr,
@@ -190,6 +227,7 @@ def attend_triton(
     scale: float,
     config: LaunchConfig | None = None,
     stats_lse: Tensor | None = None,
+    running: RunningStat | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -202,6 +240,8 @@ def attend_triton(
         config: launch configuration, by default the table's.
         stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
             needs blocks of a multiple of ``config.block_kv`` keys.
+        running: statistic of each kept block instead, lists visited from their start; needs the
+            same.
     """
     if config is None:
         block_kv = mask.block_kv if isinstance(mask, BlockMask) else 0
@@ -219,10 +259,10 @@ def attend_triton(
     block_q = tile_rows(config.block_q, mask.block_q)
     tiles = mask.num_q_blocks * triton.cdiv(mask.block_q, block_q)
     PAD_D = padded_head_size(D)
-    parts = lse
-    if stats_lse is not None:
+    parts, stats = lse, stats_kind(stats_lse, running)
+    if stats:
         shape = (B, H, tiles, mask.num_kv_blocks, mask.block_kv // config.block_kv)
-        parts, stats_lse = torch.empty(shape, device=q.device), stats_lse.contiguous()
+        parts = torch.empty(shape, device=q.device)
     scalar = mask.block_kv % config.block_kv == 0
     tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
     if None in tma:
@@ -232,12 +272,12 @@ def attend_triton(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks),
         H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
-        scale * LOG2_E, lse if stats_lse is None else stats_lse, parts,
+        scale * LOG2_E, lse if stats_lse is None else stats_lse.contiguous(), parts,
         BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
         EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=scalar, TMA=bool(tma),
-        STATS=stats_lse is not None, num_warps=config.num_warps,
+        STATS=stats, num_warps=config.num_warps,
     )  # fmt: skip
-    return AttentionOutput(out, lse, None if stats_lse is None else dense_stats(parts, mask))
+    return AttentionOutput(out, lse, dense_stats(parts, mask, running) if stats else None)
 
 
 def tile_rows(preferred: int, block_q: int) -> int:

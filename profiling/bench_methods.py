@@ -154,7 +154,11 @@ def _timed_call(
     moved = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
     clock.mark("permute")
     output = block_sparse_attention(
-        *moved, plan.mask, stats_lse=plan.stats_lse, compensate=plan.compensate
+        *moved,
+        plan.mask,
+        stats_lse=plan.stats_lse,
+        running=plan.running,
+        compensate=plan.compensate,
     )
     clock.mark("kernel")
     method.observe(output, plan, site, state)

@@ -53,7 +53,14 @@ def attend_permuted(
     """Do as ``run_plan``, leaving the output in the plan's query order."""
     q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
     return block_sparse_attention(
-        q, k, v, plan.mask, impl=impl, stats_lse=plan.stats_lse, compensate=plan.compensate
+        q,
+        k,
+        v,
+        plan.mask,
+        impl=impl,
+        stats_lse=plan.stats_lse,
+        running=plan.running,
+        compensate=plan.compensate,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.running_statistics import RunningStat
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class AttentionPlan:
         stats_lse: (B, H, S) float32 natural log-sum-exp per query in the plan's query order, as of
             an earlier step; asks the kernel for the mass of each kept block against it, which
             ``observe`` finds in ``output.block_stats``. None asks for nothing.
+        running: statistic that the kernel takes while attending, which ``observe`` finds in
+            ``output.block_stats``; not together with ``stats_lse``, and for equal blocks only.
         compensate: let every skipped block count through its mean key and mean value, as
             ``block_sparse_attention`` does, instead of as nothing.
     """
@@ -30,6 +33,7 @@ class AttentionPlan:
     kv_order: Tensor | None = None
     moved_heads: Tensor | None = None
     stats_lse: Tensor | None = None
+    running: RunningStat | None = None
     compensate: bool = False
 
     def density(self) -> Tensor:
