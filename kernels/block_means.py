@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.backends import triton_is_native
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, block_sizes
 from vidsparse.kernels.block_statistics import block_means
 from vidsparse.kernels.pooling import pooled_means
@@ -39,6 +40,10 @@ def key_value_means(k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> 
         v: (B, H, Skv, D).
         mask: its key blocks are averaged, kept or not.
     """
+    if triton_is_native(k.device):
+        from vidsparse.kernels.triton_block_means import key_value_means_triton
+
+        return KeyValueMeans(*key_value_means_triton(k, v, mask), log_sizes(mask))
     if isinstance(mask, RaggedBlockMask):
         offsets = mask.kv_offsets
         k_mean, v_mean = (block_means(x, offsets=offsets).to(x.dtype) for x in (k, v))

@@ -96,26 +96,18 @@ def block_sparse_attention(
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
     if impl is Impl.AUTO:
-        impl = _choose(q, k, v, mask, compensate)
+        impl = _choose(q, k, v, mask)
     else:
-        reasons = unsupported_reasons(impl, q, k, v, mask, compensate=compensate)
+        reasons = unsupported_reasons(impl, q, k, v, mask)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
     return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate)
 
 
 def unsupported_reasons(
-    impl: Impl,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask | RaggedBlockMask,
-    *,
-    compensate: bool = False,
+    impl: Impl, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
 ) -> list[str]:
     """List why an implementation cannot take these inputs; empty when it can."""
-    if compensate and impl in (Impl.TRITON, Impl.GLUON):
-        return [f"{impl.value} does not compensate for skipped blocks; use torch or reference"]
     if impl is Impl.TRITON:
         return _triton_reasons(q)
     if impl is Impl.GLUON:
@@ -125,9 +117,7 @@ def unsupported_reasons(
     return []
 
 
-def _choose(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, compensate: bool
-) -> Impl:
+def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
     candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
     if q.device.type == "cpu":
         candidates = [Impl.TORCH]
@@ -135,7 +125,7 @@ def _choose(
         candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
-        reasons = unsupported_reasons(impl, q, k, v, mask, compensate=compensate)
+        reasons = unsupported_reasons(impl, q, k, v, mask)
         if not reasons:
             _log_choice(impl, "; ".join(refused), str(q.device), q.shape[-1])
             return impl
@@ -193,12 +183,16 @@ def _attend(
     if impl is Impl.TRITON:
         from vidsparse.kernels.triton_attention import attend_triton
 
-        return attend_triton(q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running)
+        return attend_triton(
+            q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running, compensate=compensate
+        )
     from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 
     if isinstance(mask, RaggedBlockMask):
-        return attend_ragged_gluon(q, k, v, mask, scale=scale)
-    return attend_gluon(q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running)
+        return attend_ragged_gluon(q, k, v, mask, scale=scale, compensate=compensate)
+    return attend_gluon(
+        q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running, compensate=compensate
+    )
 
 
 def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> bool:

@@ -56,12 +56,26 @@ def _load_boxes(desc, full, buffers, stage, head, rows):
 
 
 @gluon.jit
-def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
-              v_empty, index_ptr, head, first_row, count, tiles, seq_kv,
-              CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head, tiles,
+                stage, phase, STAGES: gl.constexpr):  # fmt: skip
+    """Go on with tiles of block means, first to last."""
+    for tile in range(0, tiles):
+        rows = (tile * k_bufs.shape[2],)
+        mbarrier.wait(k_empty.index(stage), phase)
+        _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
+        mbarrier.wait(v_empty.index(stage), phase)
+        _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
+        stage, phase = _advance(stage, phase, STAGES)
+
+
+@gluon.jit
+def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full,
+              k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles,
+              seq_kv, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+              MEANS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
     BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
-    if tiles > 0:
+    if tiles + mean_tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
         for group in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
@@ -78,6 +92,9 @@ def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_
             mbarrier.wait(v_empty.index(stage), phase)
             _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
             stage, phase = _advance(stage, phase, STAGES)
+        if MEANS:
+            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head,
+                        mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
 # 2^x of one x at most 0 without the special-function unit: x = n + r, a cubic in r, n added to the
@@ -220,14 +237,25 @@ def _drop_keys(scores, lengths, BOXES: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _add_bias(scores, bias_ptr, tile, LAYOUT: gl.constexpr):
+    """Add to the products with a tile of means what their blocks weigh; it excludes kept ones."""
+    TILE_KV: gl.constexpr = scores.shape[1]
+    columns = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, LAYOUT))
+    return scores + gl.expand_dims(gl.load(bias_ptr + tile * TILE_KV + columns), 0)
+
+
+@gluon.jit
 def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
-              v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q,
-              entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size,
-              stats_lse_ptr, stats_ptr,
+              v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr, limit,
+              scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s,
+              head_size, stats_lse_ptr, stats_ptr,
               BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
               PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-              STATS: gl.constexpr):  # fmt: skip
-    """Attend 64 rows; for ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps."""
+              STATS: gl.constexpr, MEANS: gl.constexpr):  # fmt: skip
+    """Attend 64 rows to the list, then to the means of skipped blocks.
+
+    For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps.
+    """
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
     TILE_KV: gl.constexpr = k_bufs.shape[2]
@@ -251,6 +279,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         reference = _statistic_reference(
             stats_lse_ptr + head.to(gl.int64) * seq_q, own_rows, seq_q, STATS
         )
+    tiles = list_tiles + mean_tiles
     if RAGGED:
         chunk_tiles = (count + BOXES - 1) // BOXES
         if first_row + GROUP * ROWS >= end_row:
@@ -262,6 +291,9 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         s = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
+        if MEANS:  # noqa: SIM102
+            if list_tiles == 0:
+                s = _add_bias(s, bias_ptr, 0, SCORES)
         if RAGGED:
             if masked > 0:
                 lengths = _tile_lengths(entries_ptr, chunk_tiles - 1, count, BOXES)
@@ -275,9 +307,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         )
         first_max = row_max
         first_sum = row_sum
-        if STATS == 1:
-            _store_statistic(stats_ptr, tiles - 1, tile_max, tile_sum, row_max, row_sum, reference,
-                             GROUP, GROUPS, WARPS, STATS)  # fmt: skip
+        if STATS == 1:  # noqa: SIM102
+            if list_tiles > 0:
+                _store_statistic(stats_ptr, list_tiles - 1, tile_max, tile_sum, row_max, row_sum,
+                                 reference, GROUP, GROUPS, WARPS, STATS)  # fmt: skip
         p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
@@ -285,46 +318,62 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         v_phase = 0
         if tiles > 1:
             mbarrier.wait(k_full.index(k_stage), k_phase)
-        for done in range(1, tiles):
-            if PINGPONG:
-                mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
-            s_next = warpgroup_mma(q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True)
-            mbarrier.wait(v_full.index(v_stage), v_phase)
-            acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
-            if PINGPONG:
-                mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
-            s = warpgroup_mma_wait(1, deps=[s_next])
-            mbarrier.arrive(k_empty.index(k_stage), count=1)
-            if RAGGED:  # noqa: SIM102
-                if done < masked:
-                    lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
-                    s = _drop_keys(s, lengths, BOXES, SCORES)
-            p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
-                s, row_max, row_sum, scale, CUBIC_SHARE
-            )
-            if STATS:
-                _store_statistic(stats_ptr, tiles - 1 - done, tile_max, tile_sum, row_max, row_sum,
-                                 reference, GROUP, GROUPS, WARPS, STATS)  # fmt: skip
-            used_stage = v_stage
-            v_stage = k_stage
-            v_phase = k_phase
-            k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
-            # Waiting for the next K tile here, not at the top, is deliberate: the spin loop ends
-            # the basic block, without it ptxas hoists the wait for PV above the exponentials.
-            if done + 1 < tiles:
-                mbarrier.wait(k_full.index(k_stage), k_phase)
-            acc = warpgroup_mma_wait(0, deps=[acc_next, p16])[0]
-            mbarrier.arrive(v_empty.index(used_stage), count=1)
-            acc = acc * gl.expand_dims(gl.convert_layout(decay, ACC_ROW, assert_trivial=True), 1)
-            p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+        # The list, then the means: two loops, so that the first has no branch for the second.
+        for PHASE in gl.static_range(2 if MEANS else 1):
+            begin = gl.maximum(list_tiles, 1) if PHASE == 1 else 1
+            end = tiles if PHASE == 1 else list_tiles
+            for done in range(begin, end):
+                if PINGPONG:
+                    mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
+                s_next = warpgroup_mma(
+                    q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True
+                )
+                mbarrier.wait(v_full.index(v_stage), v_phase)
+                acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
+                if PINGPONG:
+                    mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
+                s = warpgroup_mma_wait(1, deps=[s_next])
+                mbarrier.arrive(k_empty.index(k_stage), count=1)
+                if PHASE == 1:
+                    s = _add_bias(s, bias_ptr, done - list_tiles, SCORES)
+                elif RAGGED:  # noqa: SIM102
+                    if done < masked:
+                        lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
+                        s = _drop_keys(s, lengths, BOXES, SCORES)
+                p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+                    s, row_max, row_sum, scale, CUBIC_SHARE
+                )
+                if STATS:  # noqa: SIM102
+                    if PHASE == 0:
+                        _store_statistic(stats_ptr, list_tiles - 1 - done, tile_max, tile_sum,
+                                         row_max, row_sum, reference, GROUP, GROUPS, WARPS,
+                                         STATS)  # fmt: skip
+                used_stage = v_stage
+                v_stage = k_stage
+                v_phase = k_phase
+                k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+                # Waiting for the next K tile here, not at the top, is deliberate: the spin loop
+                # ends the basic block, without it ptxas hoists the wait for PV above the
+                # exponentials.
+                if done + 1 < tiles:
+                    mbarrier.wait(k_full.index(k_stage), k_phase)
+                acc = warpgroup_mma_wait(0, deps=[acc_next, p16])[0]
+                mbarrier.arrive(v_empty.index(used_stage), count=1)
+                acc = acc * gl.expand_dims(
+                    gl.convert_layout(decay, ACC_ROW, assert_trivial=True), 1
+                )
+                p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+            if STATS > 1:  # noqa: SIM102
+                if PHASE == 0:  # noqa: SIM102
+                    if list_tiles > 0:
+                        # The first tile met no other: it is compared with all of them.
+                        first_sum = first_sum * gl.exp2(first_max - row_max)
+                        _store_statistic(stats_ptr, list_tiles - 1, first_max, first_sum, row_max,
+                                         row_sum, reference, GROUP, GROUPS, WARPS,
+                                         STATS)  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
         acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        if STATS > 1:
-            # The first tile met no other: it is compared with all of them.
-            first_sum = first_sum * gl.exp2(first_max - row_max)
-            _store_statistic(stats_ptr, tiles - 1, first_max, first_sum, row_max, row_sum,
-                             reference, GROUP, GROUPS, WARPS, STATS)  # fmt: skip
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))
@@ -354,11 +403,12 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
 @gluon.jit
 def attention_kernel(
     q_desc, k_desc, v_desc, o_desc, lse_ptr, order_ptr, count_ptr, index_ptr,
-    stats_lse_ptr, stats_ptr,
+    stats_lse_ptr, stats_ptr, k_mean, v_mean, bias_ptr, num_means_ptr,
     list_stride_h, scale, seq_q, seq_kv, num_q_blocks, num_kv_blocks, tiles_per_block,
+    padded_means,
     TILE_KV: gl.constexpr, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
     PINGPONG: gl.constexpr, REGISTERS: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-    STATS: gl.constexpr,
+    STATS: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes GROUPS x 64 queries of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -378,6 +428,12 @@ def attention_kernel(
     last = gl.load(index_ptr + gl.maximum(count - 1, 0))
     limit = (count - 1 - (tiles - 1) * BOXES) * CHUNK + gl.minimum(CHUNK, seq_kv - last * CHUNK)
     limit = gl.maximum(limit, 1)
+    mean_tiles = 0
+    if MEANS:
+        mean_tiles = (gl.load(num_means_ptr + lists) + TILE_KV - 1) // TILE_KV
+        bias_ptr += lists.to(gl.int64) * padded_means
+        # An empty list leaves the first tile to the means.
+        limit = gl.where(tiles > 0, limit, TILE_KV)
 
     q_bufs = gl.allocate_shared_memory(
         q_desc.dtype, [GROUPS, 1, ROWS, D], q_desc.layout)  # fmt: skip
@@ -402,19 +458,19 @@ def attention_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, seq_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

@@ -9,7 +9,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from vidsparse.kernels.gluon_attention import _advance, _consumer, _load_boxes
+from vidsparse.kernels.gluon_attention import _advance, _consumer, _load_boxes, _load_means
 
 
 @gluon.jit
@@ -24,13 +24,14 @@ def _entry_rows(entries_ptr, tile, count, seq, BOXES: gl.constexpr):
 
 
 @gluon.jit
-def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_bufs, q_full,
-                     k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row,
-                     count, num_wide, tiles, seq_kv,
-                     GROUPS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs,
+                     q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head,
+                     first_row, count, num_wide, tiles, mean_tiles, seq_kv,
+                     GROUPS: gl.constexpr, STAGES: gl.constexpr,
+                     MEANS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
     BOXES: gl.constexpr = k_bufs.shape[2] // k_desc.block_type.shape[1]
-    if tiles > 0:
+    if tiles + mean_tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
         for group in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
@@ -52,16 +53,20 @@ def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_b
             mbarrier.wait(v_empty.index(stage), phase)
             _load_boxes(v_wide, v_full, v_bufs, stage, head, (row,))
             stage, phase = _advance(stage, phase, STAGES)
+        if MEANS:
+            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head,
+                        mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
 @gluon.jit
 def ragged_attention_kernel(
     q_desc, k_desc, v_desc, k_wide, v_wide, out_ptr, lse_ptr, block_ptr, first_ptr, end_ptr,
     num_wide_ptr, num_full_ptr, num_chunks_ptr, wide_ptr, entries_ptr,
+    k_mean, v_mean, bias_ptr, num_means_ptr, padded_means,
     out_stride_h, out_stride_s, wide_capacity, capacity, num_q_blocks, tiles_per_head,
     scale, seq_q, seq_kv, head_size,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
-    CUBIC_SHARE: gl.constexpr,
+    CUBIC_SHARE: gl.constexpr, MEANS: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes up to GROUPS x 64 queries of one query block of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -81,6 +86,11 @@ def ragged_attention_kernel(
     masked = chunk_tiles - gl.load(num_full_ptr + lists) // BOXES
     # Items without rows only fill up the grid.
     tiles = gl.where(first_row < end_row, num_wide + chunk_tiles, 0)
+    mean_tiles = 0
+    if MEANS:
+        mean_tiles = (gl.load(num_means_ptr + lists) + TILE_KV - 1) // TILE_KV
+        mean_tiles = gl.where(first_row < end_row, mean_tiles, 0)
+        bias_ptr += lists * padded_means
 
     q_bufs = gl.allocate_shared_memory(
         q_desc.dtype, [GROUPS, 1, ROWS, D], q_desc.layout)  # fmt: skip
@@ -100,7 +110,7 @@ def ragged_attention_kernel(
     # The tuple must be written out: constants are lost when they pass through a variable.
     gl.static_assert(GROUPS == 2)
     gl.warp_specialize([
-        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False)),  # noqa: E501
-        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False)),  # noqa: E501
-        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, seq_kv, GROUPS, STAGES)),  # noqa: E501
+        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS)),  # noqa: E501
+        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS)),  # noqa: E501
+        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, mean_tiles, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

@@ -127,6 +127,7 @@ def attend_gluon(
     config: GluonConfig | None = None,
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
+    compensate: bool = False,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -141,7 +142,9 @@ def attend_gluon(
             needs blocks of ``config.tile_kv`` keys.
         running: statistic of each kept block instead, lists visited from their end; needs the
             same.
+        compensate: let skipped blocks count through their means.
     """
+    from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
 
     config = choose_config(q.shape[-1], mask) if config is None else config
@@ -151,11 +154,13 @@ def attend_gluon(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tensors = [q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices]
+    # Without compensation the kernel never touches the last four.
+    tensors += mean_tiles(k, v, mask, scale) if compensate else (k, v, lse, lse)
     stats = stats_kind(stats_lse, running)
     if not stats:
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
-            _launch(batch, mask, scale, config, stats)
+            _launch(batch, mask, scale, config, stats, compensate)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
@@ -163,7 +168,7 @@ def attend_gluon(
     )
     reference = lse if stats_lse is None else stats_lse.contiguous()
     for batch in _batches(*tensors, reference, parts):
-        _launch(batch, mask, scale, config, stats)
+        _launch(batch, mask, scale, config, stats, compensate)
     return AttentionOutput(out, lse, dense_stats(parts, mask, running))
 
 
@@ -182,28 +187,36 @@ def _heads_have_one_stride(x: Tensor) -> bool:
 
 
 def _launch(
-    tensors: tuple[Tensor, ...], mask: BlockMask, scale: float, config: GluonConfig, stats: int
+    tensors: tuple[Tensor, ...],
+    mask: BlockMask,
+    scale: float,
+    config: GluonConfig,
+    stats: int,
+    compensate: bool,
 ) -> None:
     from vidsparse.kernels.gluon_attention import attention_kernel
     from vidsparse.kernels.triton_lists import launch_order
 
-    q, k, v, out, lse, counts, indices = tensors[:7]
+    q, k, v, out, lse, counts, indices, k_mean, v_mean, bias, num_means = tensors[:11]
     # Without statistics the kernel never touches these two.
-    stats_lse, parts = tensors[7:] or (lse, lse)
+    stats_lse, parts = tensors[11:] or (lse, lse)
     heads, Sq, D = q.shape
     size = max(64, padded_head_size(D))
     tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
     stride_h = 0 if len(counts) == 1 else counts.stride(0)
     order = launch_order(counts, heads, stride_h, tiles_per_block)
     rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
+    tile = [1, config.tile_kv, size]
     attention_kernel[(len(order),)](
         _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
         lse, order, counts, indices, stats_lse, parts,
+        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means,
         stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
+        bias.shape[-1],
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=stats,
+        STATS=stats, MEANS=compensate,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 
@@ -226,6 +239,7 @@ def attend_ragged_gluon(
     *,
     scale: float,
     config: tuple[int, GluonConfig] | None = None,
+    compensate: bool = False,
 ) -> AttentionOutput:
     """Attend to the kept variable blocks; inputs as in ``block_sparse_attention``.
 
@@ -236,7 +250,9 @@ def attend_ragged_gluon(
         mask: kept blocks.
         scale: factor on the logits.
         config: keys per chunk and CTA shape, by default the table's.
+        compensate: let skipped blocks count through their means.
     """
+    from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
 
     size = max(64, padded_head_size(q.shape[-1]))
@@ -249,8 +265,10 @@ def attend_ragged_gluon(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     meta = (*tiles, lists.num_wide, lists.num_full, lists.num_chunks, lists.wide, lists.entries)
-    for tensors in _batches(q, k, v, out, lse, *meta):
-        _launch_ragged(tensors, scale, chunk, shape)
+    # Without compensation the kernel never touches these four.
+    means = mean_tiles(k, v, mask, scale) if compensate else (k, v, lse, lse)
+    for tensors in _batches(q, k, v, out, lse, *meta, *means):
+        _launch_ragged(tensors, scale, chunk, shape, compensate)
     return AttentionOutput(out, lse)
 
 
@@ -263,21 +281,25 @@ def _for_all_heads(mask: RaggedBlockMask, lead: torch.Size) -> RaggedBlockMask:
 
 
 def _launch_ragged(
-    tensors: tuple[Tensor, ...], scale: float, chunk: int, shape: GluonConfig
+    tensors: tuple[Tensor, ...], scale: float, chunk: int, shape: GluonConfig, compensate: bool
 ) -> None:
     from vidsparse.kernels.gluon_ragged_attention import ragged_attention_kernel
 
-    q, k, v, out, lse, block, first, end, num_wide, num_full, num_chunks, wide, entries = tensors
+    q, k, v, out, lse, block, first, end = tensors[:8]
+    num_wide, num_full, num_chunks, wide, entries = tensors[8:13]
+    k_mean, v_mean, bias, num_means = tensors[13:]
     D = q.shape[-1]
     size = max(64, padded_head_size(D))
     boxes, tile = [1, chunk, size], [1, shape.tile_kv, size]
     ragged_attention_kernel[(block.numel(),)](
         _descriptor(q, [1, _GROUP_ROWS, size]), _descriptor(k, boxes), _descriptor(v, boxes),
         _descriptor(k, tile), _descriptor(v, tile), out, lse, block, first, end,
-        num_wide, num_full, num_chunks, wide, entries, out.stride(0), out.stride(1),
+        num_wide, num_full, num_chunks, wide, entries,
+        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means, bias.shape[-1],
+        out.stride(0), out.stride(1),
         wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
         scale * _LOG2_E, q.shape[1], k.shape[1], D,
         GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,
-        CUBIC_SHARE=shape.cubic_share,
+        CUBIC_SHARE=shape.cubic_share, MEANS=compensate,
         num_warps=4, maxnreg=shape.max_registers,
     )  # fmt: skip

@@ -7,6 +7,7 @@ with one scalar index per tile instead.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +24,7 @@ from vidsparse.kernels.launch import (
     triton_config,
 )
 from vidsparse.kernels.running_statistics import RunningStat
+from vidsparse.kernels.triton_block_means import MeanTiles, mean_tiles
 from vidsparse.kernels.triton_permute import shared_strides
 from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
 
@@ -106,6 +108,37 @@ def dot_rows(q, k):
 
 
 @triton.jit
+def attend_means(
+    q, acc, row_max, row_sum, count, k_ptr, v_ptr, bias_ptr, head, N, D, stride_h, stride_s,
+    scale_log2, BLOCK_KV: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
+    STAGES: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Go on with the first ``count`` of N means of a head; the bias excludes kept blocks."""
+    if not TMA:
+        k_ptr += head * stride_h
+        v_ptr += head * stride_h
+    offsets = tl.arange(0, BLOCK_KV)
+    for start in tl.range(0, count, BLOCK_KV, num_stages=STAGES):
+        blocks = start + offsets
+        if TMA:
+            k = k_ptr.load([head.to(tl.int32), start, 0]).reshape(BLOCK_KV, PAD_D)
+            scores = tl.dot(q, k.T)
+        else:
+            k = load_rows(k_ptr, blocks, stride_s, blocks < N, D, PAD_D, EVEN_D)
+            scores = dot_rows(q, k)
+        scores += tl.load(bias_ptr + blocks)[None, :]
+        weights, decay, row_max, row_sum = online_softmax_update(
+            scores, row_max, row_sum, scale_log2
+        )
+        if TMA:
+            v = v_ptr.load([head.to(tl.int32), start, 0]).reshape(BLOCK_KV, PAD_D)
+        else:
+            v = load_rows(v_ptr, blocks, stride_s, blocks < N, D, PAD_D, EVEN_D)
+        acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
+    return acc, row_max, row_sum
+
+
+@triton.jit
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, count_ptr, index_ptr,
     q_stride_b, q_stride_h, q_stride_s,
@@ -114,9 +147,10 @@ def _attention_kernel(
     out_stride_b, out_stride_h, out_stride_s,
     list_stride_b, list_stride_h,
     H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2, stats_lse_ptr, stats_ptr,
+    k_mean_ptr, v_mean_ptr, bias_ptr, num_means_ptr, mean_stride_h, mean_stride_s, padded_means,
     BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, SCALAR: tl.constexpr,
-    STATS: tl.constexpr, TMA: tl.constexpr,
+    STATS: tl.constexpr, TMA: tl.constexpr, MEANS: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_Q queries of one head."""
     tile = tl.program_id(0)
@@ -188,6 +222,12 @@ def _attention_kernel(
         first_sum *= tl.math.exp2(first_max - base)
         value = tile_statistic(first_max, first_sum, row_max, row_sum, reference, STATS)
         tl.store(stats_ptr, value, mask=count > 0)
+    if MEANS:
+        acc, row_max, row_sum = attend_means(
+            q, acc, row_max, row_sum, tl.load(num_means_ptr + lists), k_mean_ptr, v_mean_ptr,
+            bias_ptr + lists * padded_means, head, num_kv_blocks, D, mean_stride_h, mean_stride_s,
+            scale_log2, BLOCK_KV, PAD_D, EVEN_D, STAGES, TMA,
+        )  # fmt: skip
     out_ptr += b * out_stride_b + h * out_stride_h
     store_rows(
         out_ptr,
@@ -225,6 +265,7 @@ def attend_triton(
     mask: BlockMask | RaggedBlockMask,
     *,
     scale: float,
+    compensate: bool = False,
     config: LaunchConfig | None = None,
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
@@ -237,6 +278,7 @@ def attend_triton(
         v: (B, H, Skv, D).
         mask: kept blocks.
         scale: factor on the logits.
+        compensate: let skipped blocks count through their means.
         config: launch configuration, by default the table's.
         stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
             needs blocks of a multiple of ``config.block_kv`` keys.
@@ -251,7 +293,9 @@ def attend_triton(
     if isinstance(mask, RaggedBlockMask):
         from vidsparse.kernels.triton_ragged_attention import attend_ragged_triton
 
-        return attend_ragged_triton(q, k, v, mask, scale=scale, config=config)
+        return attend_ragged_triton(
+            q, k, v, mask, scale=scale, compensate=compensate, config=config
+        )
     B, H, Sq, D = q.shape
     # The layout of q carries over, so that a caller's transposed view stays one.
     out = torch.empty_like(q)
@@ -267,17 +311,31 @@ def attend_triton(
     tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
     if None in tma:
         tma = []
+    means = mean_tiles(k, v, mask, scale) if compensate else None
     _attention_kernel[(tiles, B * H)](
         q, *(tma or (k, v)), out, lse, mask.kv_num_blocks, mask.kv_indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks),
         H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
         scale * LOG2_E, lse if stats_lse is None else stats_lse.contiguous(), parts,
+        *mean_arguments(means, lse, config.block_kv, PAD_D, tma=bool(tma)),
         BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
         EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=scalar, TMA=bool(tma),
-        STATS=stats, num_warps=config.num_warps,
+        STATS=stats, MEANS=compensate, num_warps=config.num_warps,
     )  # fmt: skip
     return AttentionOutput(out, lse, dense_stats(parts, mask, running) if stats else None)
+
+
+def mean_arguments(
+    means: MeanTiles | None, unused: Tensor, block_kv: int, PAD_D: int, *, tma: bool
+) -> tuple[Any, ...]:
+    """Return the kernels' arguments about means; ``unused`` stands in without compensation."""
+    if means is None:
+        return unused, unused, unused, unused, 0, 0, 0
+    k, v = means.k, means.v
+    if tma:
+        k, v = (heads_descriptor(x, block_kv, PAD_D) for x in (k, v))
+    return k, v, means.bias, means.num_means, *means.k.stride()[1:3], means.bias.shape[-1]
 
 
 def tile_rows(preferred: int, block_q: int) -> int:

@@ -22,9 +22,16 @@ CPU_CASES = [
     (Impl.REFERENCE, torch.float32),
     (Impl.TORCH, torch.float32),
     (Impl.TORCH, torch.bfloat16),
+    (Impl.TRITON, torch.float32),
+    (Impl.TRITON, torch.float16),
 ]
 GPU_CASES = [
     (Impl.TORCH, torch.bfloat16),
+    (Impl.TRITON, torch.bfloat16),
+    (Impl.TRITON, torch.float16),
+    (Impl.TRITON, torch.float32),
+    (Impl.GLUON, torch.bfloat16),
+    (Impl.GLUON, torch.float16),
 ]
 IMPLS = [
     *(pytest.param("cpu", *case, id=f"cpu-{case[0]}-{case[1]}") for case in CPU_CASES),

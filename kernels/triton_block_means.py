@@ -1,0 +1,188 @@
+"""Triton twin of ``block_means``, and what attention kernels add to the logits of means."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.triton_permute import shared_strides
+
+# Token rows that one program holds at once.
+_ROWS = 32
+# Key blocks handled at once by the program of a query block.
+_CHUNK = 1024
+# Means of one tile in any attention kernel divide this.
+MEANS_PADDING = 128
+# Bias of blocks that do not count: finite, so that a tile without any other gives no NaN.
+_EXCLUDED = tl.constexpr(-1e30)
+
+
+class MeanTiles(NamedTuple):
+    """What attention kernels read to compensate.
+
+    Args:
+        k: (B, H, Nkv, D) mean keys, contiguous up to padding of D.
+        v: (B, H, Nkv, D) mean values, with the strides of ``k``.
+        bias: (b, h, Nq, P) float32 to add to q.k before scaling, P the next multiple of
+            ``MEANS_PADDING`` after Nkv; b and h as in the mask, 1 for shared lists.
+        num_means: (b, h, Nq) int32, Nkv for query blocks that skip something, else 0.
+    """
+
+    k: Tensor
+    v: Tensor
+    bias: Tensor
+    num_means: Tensor
+
+
+@triton.jit
+def _sum_block(ptr, first, last, stride, D, ROWS: tl.constexpr, PAD_D: tl.constexpr):
+    columns = tl.arange(0, PAD_D)
+    # Summed over the rows once, at the end: each sum across rows waits for all warps.
+    total = tl.zeros([ROWS, PAD_D], tl.float32)
+    for start in range(first, last, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        address = ptr + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+        keep = (rows < last)[:, None] & (columns < D)[None, :]
+        total += tl.load(address, mask=keep, other=0.0).to(tl.float32)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _key_value_means_kernel(
+    k_ptr, v_ptr, offsets_ptr, k_mean_ptr, v_mean_ptr,
+    k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
+    offset_stride_b, offset_stride_h, mean_stride_h, mean_stride_s,
+    H, S, D, block_kv, ROWS: tl.constexpr, PAD_D: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """One program averages the keys or the values of one block of one head."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = head // H, head % H
+    if RAGGED:
+        offsets_ptr += b * offset_stride_b + h * offset_stride_h + block
+        first, last = tl.load(offsets_ptr), tl.minimum(tl.load(offsets_ptr + 1), S)
+        first = tl.maximum(first, 0)
+    else:
+        first, last = block * block_kv, tl.minimum((block + 1) * block_kv, S)
+    if tl.program_id(2) == 0:
+        k_ptr += b * k_stride_b + h * k_stride_h
+        total = _sum_block(k_ptr, first, last, k_stride_s, D, ROWS, PAD_D)
+        mean_ptr = k_mean_ptr
+    else:
+        v_ptr += b * v_stride_b + h * v_stride_h
+        total = _sum_block(v_ptr, first, last, v_stride_s, D, ROWS, PAD_D)
+        mean_ptr = v_mean_ptr
+    columns = tl.arange(0, PAD_D)
+    mean = total / tl.maximum(last - first, 1).to(tl.float32)
+    target = mean_ptr + head * mean_stride_h + block * mean_stride_s + columns
+    tl.store(target, mean.to(mean_ptr.dtype.element_ty), mask=columns < D)
+
+
+def key_value_means_triton(
+    k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
+) -> tuple[Tensor, Tensor]:
+    """Average keys and values of each block; see ``block_means.key_value_means``."""
+    B, H, S, D = k.shape
+    N = mask.num_kv_blocks
+    # Rows start at multiples of 16 bytes, which the copy engine asks for.
+    k_mean, v_mean = torch.empty(2, B, H, N, -(-D // 8) * 8, dtype=k.dtype, device=k.device)
+    if isinstance(mask, RaggedBlockMask):
+        offsets, block_kv = mask.kv_offsets.contiguous(), 0
+    else:
+        # Blocks of one size need no offsets.
+        offsets, block_kv = mask.kv_num_blocks, mask.block_kv
+    _key_value_means_kernel[(N, B * H, 2)](
+        k, v, offsets, k_mean, v_mean, *k.stride()[:3], *v.stride()[:3],
+        *shared_strides(offsets), *k_mean.stride()[1:3], H, S, D,
+        block_kv, ROWS=_ROWS, PAD_D=triton.next_power_of_2(D), RAGGED=block_kv == 0, num_warps=4,
+    )  # fmt: skip
+    return k_mean[..., :D], v_mean[..., :D]
+
+
+@triton.jit
+def _list_bias_kernel(
+    count_ptr, index_ptr, bias_ptr, means_ptr, N, S, padded, block_kv, inverse_scale,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program fills the bias of one list of kept blocks."""
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.minimum(tl.load(count_ptr + row), N)
+    bias_ptr += row * padded
+    for start in range(0, padded, CHUNK):
+        blocks = start + tl.arange(0, CHUNK)
+        size = tl.minimum(S - blocks * block_kv, block_kv)
+        bias = tl.log(tl.maximum(size, 1).to(tl.float32)) * inverse_scale
+        bias = tl.where(size > 0, bias, _EXCLUDED)
+        tl.store(bias_ptr + blocks, bias, mask=blocks < padded)
+    # Kept blocks are overwritten, by other threads.
+    tl.debug_barrier()
+    for start in range(0, count, CHUNK):
+        slots = start + tl.arange(0, CHUNK)
+        block = tl.load(index_ptr + row * N + slots, mask=slots < count, other=-1)
+        excluded = tl.full([CHUNK], _EXCLUDED, tl.float32)
+        tl.store(bias_ptr + block, excluded, mask=(block >= 0) & (block < N))
+    tl.store(means_ptr + row, tl.where(count < N, N, 0))
+
+
+@triton.jit
+def _ragged_bias_kernel(
+    mask_ptr, offsets_ptr, bias_ptr, means_ptr, mask_stride_b, mask_stride_h,
+    offset_stride_b, offset_stride_h, H, Nq, N, padded, inverse_scale, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program fills the bias of one query block of one head."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = head // H, head % H
+    mask_ptr += b * mask_stride_b + h * mask_stride_h + block.to(tl.int64) * N
+    offsets_ptr += b * offset_stride_b + h * offset_stride_h
+    row = head * Nq + block
+    skipped = 0
+    for start in range(0, padded, CHUNK):
+        blocks = start + tl.arange(0, CHUNK)
+        inside = blocks < N
+        first = tl.load(offsets_ptr + blocks, mask=inside, other=0)
+        size = tl.load(offsets_ptr + blocks + 1, mask=inside, other=0) - first
+        kept = tl.load(mask_ptr + blocks, mask=inside, other=1) != 0
+        counts = (size > 0) & (kept == 0)
+        bias = tl.log(tl.maximum(size, 1).to(tl.float32)) * inverse_scale
+        tl.store(
+            bias_ptr + row * padded + blocks, tl.where(counts, bias, _EXCLUDED),
+            mask=blocks < padded,
+        )  # fmt: skip
+        skipped += tl.sum(counts.to(tl.int32), 0)
+    tl.store(means_ptr + row, tl.where(skipped > 0, N, 0))
+
+
+def mean_tiles(k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: float) -> MeanTiles:
+    """Prepare compensation for an attention kernel, without a synchronisation.
+
+    Args:
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D).
+        mask: kept blocks; ragged ones must lead with (B, H) or 1 throughout.
+        scale: factor on the logits.
+    """
+    N = mask.num_kv_blocks
+    padded = -(-N // MEANS_PADDING) * MEANS_PADDING
+    kept = mask.mask if isinstance(mask, RaggedBlockMask) else mask.kv_indices
+    lead = kept.shape[:2]
+    if isinstance(mask, RaggedBlockMask):
+        lead = torch.broadcast_shapes(lead, mask.kv_offsets.shape[:2])
+    bias = torch.empty(*lead, mask.num_q_blocks, padded, device=k.device)
+    num_means = torch.empty(*lead, mask.num_q_blocks, dtype=torch.int32, device=k.device)
+    chunk = min(_CHUNK, triton.next_power_of_2(padded))
+    if isinstance(mask, RaggedBlockMask):
+        kept, offsets = mask.mask.contiguous(), mask.kv_offsets.contiguous()
+        _ragged_bias_kernel[(mask.num_q_blocks, lead[0] * lead[1])](
+            kept.view(torch.uint8), offsets, bias, num_means,
+            *shared_strides(kept), *shared_strides(offsets),
+            lead[1], mask.num_q_blocks, N, padded, 1 / scale, CHUNK=chunk, num_warps=4,
+        )  # fmt: skip
+    else:
+        _list_bias_kernel[(num_means.numel(),)](
+            mask.kv_num_blocks, mask.kv_indices, bias, num_means, N, mask.seq_kv, padded,
+            mask.block_kv, 1 / scale, CHUNK=chunk, num_warps=4,
+        )  # fmt: skip
+    return MeanTiles(*key_value_means_triton(k, v, mask), bias, num_means)
