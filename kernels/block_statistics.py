@@ -79,6 +79,63 @@ def block_mass(
     return _segment_sums(by_row, rows)
 
 
+def renew_stale_mass(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    mass: Tensor,
+    stale: Tensor,
+    *,
+    block_q: int,
+    block_kv: int,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the exact LSE and block mass of some query blocks again, and leave the others alone.
+
+    The GPU kernels pass over the other blocks, so that the cost follows the number of stale ones
+    and the host never waits for it; without Triton the host reads ``stale``.
+
+    Args:
+        q: (B, H, Sq, D).
+        k: (B, H, Skv, D).
+        lse: (B, H, Sq) float32 natural log-sum-exp, as of an earlier step.
+        mass: (B, H, Nq, Nkv) float32, ``block_mass`` against it.
+        stale: (B, H, Nq) bool, query blocks to compute.
+        block_q: query tokens per block.
+        block_kv: key tokens per block.
+        scale: factor on the logits, 1 / sqrt(D) by default.
+
+    Returns:
+        New ``lse`` and ``mass``.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    lse, mass = lse.clone(), mass.clone()
+    if triton_is_native(q.device):
+        from vidsparse.kernels.triton_statistics import block_mass_triton, row_lse_triton
+
+        row_lse_triton(q, k, scale, only=(stale, block_q), out=lse)
+        block_mass_triton(q, k, lse, block_q, block_kv, scale, only=stale, out=mass)
+        return lse, mass
+    edges = _offsets(k, block_kv, None, "block_kv", "kv_offsets")[0, 0].long()
+    for b, h, block in _true_places(stale):
+        rows = slice(block * block_q, (block + 1) * block_q)
+        lse[b, h, rows] = torch.logsumexp(q[b, h, rows].float() @ k[b, h].float().mT * scale, -1)
+        weights = torch.empty(*lse[b, h, rows].shape, mass.shape[-1], device=q.device)
+        _row_mass(q[b, h, rows], k[b, h], lse[b, h, rows], edges, scale, weights)
+        mass[b, h, block] = weights.sum(0)
+    return lse, mass
+
+
+def _true_places(flags: Tensor) -> list[tuple[int, int, int]]:
+    return [
+        (b, h, i)
+        for b, heads in enumerate(flags.tolist())
+        for h, blocks in enumerate(heads)
+        for i, flag in enumerate(blocks)
+        if flag
+    ]
+
+
 def _row_mass(
     q: Tensor, k: Tensor, lse: Tensor | None, edges: Tensor, scale: float, out: Tensor
 ) -> None:

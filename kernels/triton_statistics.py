@@ -13,14 +13,18 @@ from vidsparse.kernels.triton_attention import LOG2_E, load_rows, online_softmax
 
 @triton.jit
 def _block_mass_kernel(
-    q_ptr, k_ptr, lse_ptr, mass_ptr, q_stride_b, q_stride_h, q_stride_s,
+    q_ptr, k_ptr, lse_ptr, mass_ptr, only_ptr, q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s, H, Sq, Skv, D, num_q_blocks, num_kv_blocks, scale_log2,
     BLOCK_Q: tl.constexpr, TILE_Q: tl.constexpr, BLOCK_KV: tl.constexpr, TILE_KV: tl.constexpr,
     PARTS: tl.constexpr, TMA: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, ONLY: tl.constexpr,
 ):  # fmt: skip
     """One program sums the weights of one row of blocks of one head."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    # Nested: `and` would load flags that are not there.
+    if ONLY:  # noqa: SIM102
+        if tl.load(only_ptr + head * num_q_blocks + block) == 0:
+            return
     q_ptr += (head // H) * q_stride_b + (head % H) * q_stride_h
     if not TMA:
         k_ptr += (head // H) * k_stride_b + (head % H) * k_stride_h
@@ -51,15 +55,22 @@ def _block_mass_kernel(
 
 @triton.jit
 def _row_lse_kernel(
-    q_ptr, k_ptr, lse_ptr, q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s,
-    H, Sq, Skv, D, scale_log2, TILE_Q: tl.constexpr, TILE_KV: tl.constexpr,
-    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr,
+    q_ptr, k_ptr, lse_ptr, only_ptr, q_stride_b, q_stride_h, q_stride_s,
+    k_stride_b, k_stride_h, k_stride_s, H, Sq, Skv, D, only_block, num_only, scale_log2,
+    TILE_Q: tl.constexpr, TILE_KV: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, ONLY: tl.constexpr,
 ):  # fmt: skip
     """One program finds the dense log-sum-exp of TILE_Q queries of one head."""
     head = tl.program_id(1).to(tl.int64)
     q_ptr += (head // H) * q_stride_b + (head % H) * q_stride_h
     k_ptr += (head // H) * k_stride_b + (head % H) * k_stride_h
     rows = tl.program_id(0) * TILE_Q + tl.arange(0, TILE_Q)
+    wanted = rows < Sq
+    if ONLY:
+        flags = only_ptr + head * num_only + rows // only_block
+        wanted &= tl.load(flags, mask=wanted, other=0) != 0
+        if tl.sum(wanted.to(tl.int32)) == 0:
+            return
     q = load_rows(q_ptr, rows, q_stride_s, rows < Sq, D, PAD_D, EVEN_D)
     row_max = tl.full([TILE_Q], float("-inf"), tl.float32)
     row_sum = tl.zeros([TILE_Q], tl.float32)
@@ -70,7 +81,7 @@ def _row_lse_kernel(
         scores = tl.where((keys < Skv)[None, :], scores, float("-inf"))
         _, _, row_max, row_sum = online_softmax_update(scores, row_max, row_sum, scale_log2)
     lse = (row_max + tl.math.log2(row_sum)) * 0.6931471805599453
-    tl.store(lse_ptr + head * Sq + rows, lse, mask=rows < Sq)
+    tl.store(lse_ptr + head * Sq + rows, lse, mask=wanted)
 
 
 def block_mass_triton(
@@ -83,35 +94,58 @@ def block_mass_triton(
     *,
     stages: int = 2,
     widest: int = 128,
+    only: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Return the (B, H, Nq, Nkv) float32 mass; see ``block_statistics.block_mass``."""
+    """Return the (B, H, Nq, Nkv) float32 mass; see ``block_statistics.block_mass``.
+
+    With ``only``, (B, H, Nq) bool, nothing but the rows of those query blocks is written, to
+    ``out``.
+    """
     B, H, Sq, D = q.shape
     Skv, PAD_D = k.shape[2], padded_head_size(D)
     Nq, Nkv = triton.cdiv(Sq, block_q), triton.cdiv(Skv, block_kv)
-    mass = torch.empty(B, H, Nq, Nkv, device=q.device)
+    mass = torch.empty(B, H, Nq, Nkv, device=q.device) if out is None else out
     tile_kv = max(16, min(widest, triton.next_power_of_2(block_kv)))
     descriptor = heads_descriptor(k, tile_kv, PAD_D) if block_kv % tile_kv == 0 else None
     tile_q = max(16, triton.next_power_of_2(block_q))
     _block_mass_kernel[(Nq, B * H)](
-        q, k if descriptor is None else descriptor, lse.contiguous(), mass,
+        q, k if descriptor is None else descriptor, lse.contiguous(), mass, _flags(only, mass),
         *q.stride()[:3], *k.stride()[:3],
         H, Sq, Skv, D, Nq, Nkv, scale * LOG2_E,
         BLOCK_Q=block_q, TILE_Q=tile_q, BLOCK_KV=block_kv, TILE_KV=tile_kv,
         PARTS=triton.cdiv(block_kv, tile_kv), TMA=descriptor is not None,
-        PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages,
+        PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages, ONLY=only is not None,
         num_warps=8 if tile_q >= 128 else 4,
     )  # fmt: skip
     return mass
 
 
-def row_lse_triton(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Return the (B, H, Sq) float32 natural log-sum-exp of dense attention."""
+def row_lse_triton(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    *,
+    only: tuple[Tensor, int] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return the (B, H, Sq) float32 natural log-sum-exp of dense attention.
+
+    With ``only``, (B, H, N) bool and the tokens per entry, nothing but the queries of those blocks
+    is written, to ``out``.
+    """
     B, H, Sq, D = q.shape
     PAD_D, config = padded_head_size(D), triton_config(q.device, D)
-    lse = torch.empty(B, H, Sq, device=q.device)
+    lse = torch.empty(B, H, Sq, device=q.device) if out is None else out
+    flags, block = (None, 1) if only is None else only
     _row_lse_kernel[(triton.cdiv(Sq, config.block_q), B * H)](
-        q, k, lse, *q.stride()[:3], *k.stride()[:3], H, Sq, k.shape[2], D, scale * LOG2_E,
+        q, k, lse, _flags(flags, lse), *q.stride()[:3], *k.stride()[:3], H, Sq, k.shape[2], D,
+        block, 0 if flags is None else flags.shape[2], scale * LOG2_E,
         TILE_Q=config.block_q, TILE_KV=config.block_kv, PAD_D=PAD_D, EVEN_D=PAD_D == D,
-        STAGES=config.num_stages, num_warps=config.num_warps,
+        STAGES=config.num_stages, ONLY=only is not None, num_warps=config.num_warps,
     )  # fmt: skip
     return lse
+
+
+def _flags(only: Tensor | None, unused: Tensor) -> Tensor:
+    return unused if only is None else only.contiguous().view(torch.uint8)

@@ -5,54 +5,29 @@
 
 import argparse
 import itertools
-import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
-from vidsparse.kernels.permute import permute_qkv
 from vidsparse.layout import VideoLayout
-from vidsparse.methods.base import SparseMethod
-from vidsparse.plan import AttentionPlan, CallSite
-from vidsparse.profiling.bench import dense_functions
-from vidsparse.profiling.clock import Clock
+from vidsparse.profiling.bench_phases import bench_phases
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.gate import check_sampled_rows
 from vidsparse.profiling.method_spec import parse_method
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
-from vidsparse.profiling.synthetic import video_qkv
-from vidsparse.profiling.timing import time_interleaved
+from vidsparse.profiling.timed_calls import (
+    FIRST_SPARSE_STEP,
+    NUM_STEPS,
+    MethodCase,
+    TimedCalls,
+    part_times,
+    timed_row,
+)
 
-PARTS = ("plan", "permute", "kernel", "restore", "dense")
-# A method's first sparse call (searches, first clustering) is no steady state.
+# A method's first sparse calls (searches, first clustering) are no steady state.
 _FIRST_CALLS = 3
-
-
-@dataclass(frozen=True)
-class MethodCase:
-    """A shape to time methods at.
-
-    Attributes:
-        name: as in the results.
-        layout: the sequence.
-        heads: H.
-        head_size: D.
-        batch: B.
-    """
-
-    name: str
-    layout: VideoLayout
-    heads: int
-    head_size: int
-    batch: int = 1
-
 
 CASES: dict[str, MethodCase] = {
     case.name: case
@@ -87,14 +62,18 @@ def bench_methods(
 
     Yields:
         Rows with times in ms per call of one layer: medians over the steps, but ``plan_ms`` is a
-        mean, so that plans that serve several steps are charged in full.
+        mean, so that plans that serve several steps are charged in full. A method whose steps
+        differ gives a row for each of its phases and one for a whole run; see ``bench_phases``.
 
     Raises:
         AssertionError: an output is wrong; its time is not given.
     """
     for case, method, density in itertools.product(cases, methods, densities):
         try:
-            yield bench_method(case, method, density, device=device, repeats=repeats)
+            if parse_method(method, density).phases(NUM_STEPS, FIRST_SPARSE_STEP):
+                yield from bench_phases(case, method, density, device=device, repeats=repeats)
+            else:
+                yield bench_method(case, method, density, device=device, repeats=repeats)
         except UsageError as error:
             on_skip(f"{case.name}, {method} at density {density}: {error}")
 
@@ -102,91 +81,26 @@ def bench_methods(
 def bench_method(
     case: MethodCase, spec: str, density: float, *, device: torch.device, repeats: int = 7
 ) -> Row:
-    """Time one method at one density; see ``bench_methods``.
+    """Time one method's steady state at one density; see ``bench_methods``.
 
     Raises:
         AssertionError: the output is not attention under the plan's mask; no time is given then.
     """
     method = parse_method(spec, density)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    q, k, v = video_qkv(case.layout, case.batch, case.heads, case.head_size, device, dtype)
-    state, dense = method.init_state(), _fastest_dense(q, k, v)
-    clocks: list[Clock] = []
-    for step in range(-_FIRST_CALLS, repeats):
-        clock = Clock(device)
-        site = CallSite("transformer", 1, 2, 10 + _FIRST_CALLS + step, 50, 0.5, 0, 0)
-        plan, output = _timed_call(method, q, k, v, case.layout, site, state, clock)
-        if plan is not None and output is not None and step == -1:
-            check_sampled_rows(q, k, v, plan, output)
-        clock.mark("rest")
-        dense()
-        clock.mark("dense")
-        if step >= 0:
-            clocks.append(clock)
-    times = [clock.milliseconds() for clock in clocks]
-    kept = 1.0 if plan is None else float(plan.density())
-    return _row(case, spec, density, kept, times)
-
-
-def _fastest_dense(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
-    functions = dense_functions(q, k, v)
-    times = time_interleaved(functions, q.device, repeats=3, warmup_ms=1.0)
-    return functions[min(functions, key=lambda name: times[name].median_ms)]
-
-
-def _timed_call(
-    method: SparseMethod,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: VideoLayout,
-    site: CallSite,
-    state: Any,
-    clock: Clock,
-) -> tuple[AttentionPlan | None, AttentionOutput | None]:
-    """Do what ``SparseAttention`` does for a sparse call, with marks between the parts."""
-    from vidsparse.attention import restore_output
-
-    plan = method.decide(q, k, v, layout, site, state)
-    clock.mark("plan")
-    if plan is None:
-        return None, None
-    moved = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
-    clock.mark("permute")
-    output = block_sparse_attention(
-        *moved,
-        plan.mask,
-        stats_lse=plan.stats_lse,
-        running=plan.running,
-        compensate=plan.compensate,
-    )
-    clock.mark("kernel")
-    method.observe(output, plan, site, state)
-    restored = restore_output(output, plan)
-    clock.mark("restore")
-    return plan, restored
-
-
-def _row(
-    case: MethodCase, spec: str, density: float, kept: float, times: list[dict[str, float]]
-) -> Row:
-    median = {part: statistics.median(t.get(part, 0.0) for t in times) for part in PARTS}
-    plan = statistics.fmean(t["plan"] for t in times)
-    permute = median["permute"] + median["restore"]
-    total = plan + permute + median["kernel"]
-    return {
+    calls, state = TimedCalls(case, method, device), method.init_state()
+    steps = range(FIRST_SPARSE_STEP, FIRST_SPARSE_STEP + _FIRST_CALLS + repeats)
+    clocks = []
+    for step in steps:
+        timed = step >= steps[_FIRST_CALLS]
+        clock, kept = calls.time(step, state, check=step == steps[_FIRST_CALLS - 1])
+        clocks += [clock] * timed
+    first = {
         "case": case.name,
         "method": spec,
-        "density": round(kept, 4),
+        "density": 1.0 if kept is None else round(float(kept), 4),
         "requested_density": density,
-        "plan_ms": round(plan, 3),
-        "permute_ms": round(permute, 3),
-        "kernel_ms": round(median["kernel"], 3),
-        "total_ms": round(total, 3),
-        "dense_ms": round(median["dense"], 3),
-        "overhead_fraction": round((total - median["kernel"]) / median["dense"], 4),
-        "attention_speedup": round(median["dense"] / total, 3),
     }
+    return timed_row(first, part_times(clocks))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -69,6 +69,7 @@ KINDS = (
         {
             "case": "case",
             "method": "method",
+            "phase": "steps",
             "density": "density",
             "plan_ms": "plan (ms)",
             "permute_ms": "permute (ms)",

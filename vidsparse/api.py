@@ -31,6 +31,8 @@ class CallSummary:
         dense_calls: those that did not, by reason.
         density: mean kept share of the sparse calls in (0, 1]; None without any.
         overall_density: mean over all calls, dense ones counting 1; None without any.
+        state_bytes: most memory that the method's states held at the end of a generation, or hold
+            now: masks, log-sum-exps and centroids that wait for the next step.
     """
 
     method: str
@@ -39,6 +41,7 @@ class CallSummary:
     dense_calls: dict[str, int]
     density: float | None
     overall_density: float | None
+    state_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -50,6 +53,8 @@ class CallSummary:
         rows.append(("  sparse", str(self.sparse_calls), _density(self.density)))
         rows += [(f"  {why}", str(n), "dense") for why, n in self.dense_calls.items()]
         rows.append(("overall", "", _density(self.overall_density)))
+        if self.state_bytes:
+            rows.append(("state", f"{self.state_bytes / 2**20:.1f}", "MiB"))
         width = max(len(name) for name, _, _ in rows)
         return "\n".join(f"{a:<{width}}  {b:>8}  {c}".rstrip() for a, b, c in rows)
 
@@ -67,6 +72,7 @@ class Handle:
         self.method = attention.method
         self.schedule = attention.schedule
         self.recorder = attention.recorder
+        self._attention = attention
         self._attachment = attachment
 
     def summary(self) -> CallSummary:
@@ -79,6 +85,7 @@ class Handle:
             dense_calls=dict(recorder.dense),
             density=recorder.sparse_density(),
             overall_density=recorder.overall_density(),
+            state_bytes=self._attention.most_state_bytes(),
         )
 
     def reset_counts(self) -> None:

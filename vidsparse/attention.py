@@ -101,6 +101,7 @@ class SparseAttention:
     recorder: CallRecorder = field(default_factory=CallRecorder)
     _states: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _generation: int = -1
+    _most_bytes: int = 0
 
     def __call__(
         self,
@@ -146,7 +147,16 @@ class SparseAttention:
 
     def reset(self) -> None:
         """Drop all states, as a new generation does."""
+        self._most_bytes = self.most_state_bytes()
         self._states.clear()
+
+    def state_bytes(self) -> int:
+        """Return the bytes that the states hold now."""
+        return sum(self.method.state_bytes(state) for state in self._states.values())
+
+    def most_state_bytes(self) -> int:
+        """Return the most bytes that the states of one generation held at its end."""
+        return max(self._most_bytes, self.state_bytes())
 
     def _dense_reason(self, layout: VideoLayout, site: CallSite) -> str | None:
         if self.method.density >= 1:
@@ -172,7 +182,10 @@ class SparseAttention:
             return dense(q, k, v)
         output = attend_permuted(q, k, v, plan, impl=self.impl)
         self.method.observe(output, plan, site, state)
-        self.recorder.record_sparse(plan.density(), site)
+        if plan.dense_reason is not None:
+            self.recorder.record_dense(plan.dense_reason, site)
+        else:
+            self.recorder.record_sparse(plan.density(), site)
         return restore_output(output, plan).out
 
     def _attend_without_padding(

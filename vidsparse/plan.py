@@ -26,6 +26,8 @@ class AttentionPlan:
             ``output.block_stats``; not together with ``stats_lse``, and for equal blocks only.
         compensate: let every skipped block count through its mean key and mean value, as
             ``block_sparse_attention`` does, instead of as nothing.
+        dense_reason: why the mask keeps every block, for plans that only want the kernel's LSE; the
+            call then counts as dense for this reason. None for sparse plans.
     """
 
     mask: BlockMask | RaggedBlockMask
@@ -35,6 +37,7 @@ class AttentionPlan:
     stats_lse: Tensor | None = None
     running: RunningStat | None = None
     compensate: bool = False
+    dense_reason: str | None = None
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""

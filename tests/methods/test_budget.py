@@ -261,3 +261,14 @@ def test_a_density_below_the_forced_one_names_the_least():
         "density=0.2 is too small here: text and each block's own keys always stay, 0.2500 of "
         "all query-key pairs; use a density of at least 0.2501"
     )
+
+
+def test_row_takes_a_density_per_head():
+    scores = scores_of(3, 2, 2, 8, 8)
+    density = torch.tensor([[0.25, 0.5], [0.5, 0.75]], dtype=torch.float64)
+    kept = row_top_k(scores, density[..., None], 5 * ones(8), 5 * ones(8))
+    for b in range(2):
+        for h in range(2):
+            head = scores[b : b + 1, h : h + 1]
+            alone = row_top_k(head, float(density[b, h]), 5 * ones(8), 5 * ones(8))
+            assert torch.equal(kept[b, h], alone[0, 0])

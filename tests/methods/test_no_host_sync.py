@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vidsparse.attention import run_plan
+from vidsparse.attention import attend_permuted, restore_output
 from vidsparse.layout import VideoLayout
 from vidsparse.methods import finite_check
-from vidsparse.methods.base import available_methods, build_method
+from vidsparse.methods.base import SparseMethod, available_methods, build_method
 from vidsparse.profiling.synthetic import video_qkv
 
 LAYOUTS = {
@@ -23,6 +23,7 @@ LAYOUTS = {
 SVG = {"density": 0.7}
 DRAFT = {"density": 0.5}
 SVG2 = {"density": 0.4, "first_iterations": 3, "q_clusters": 20, "k_clusters": 30}
+ADASPA = {"density": 0.6, "search_at": (6, 8, 10), "stale_factor": 1.01}
 CASES = [
     ("svg", SVG),
     ("svg", {**SVG, "decide_every": 3}),
@@ -44,6 +45,8 @@ CASES = [
     ("svg2", {**SVG2, "share_branches": True}),
     ("svg2", {"density": 0.4}),
     ("random", {"density": 0.6}),
+    ("adaspa", ADASPA),
+    ("adaspa", {**ADASPA, "order": "compact", "heads": "equal"}),
 ]
 # Controls that look at the whole map or at nothing.
 NOT_PLANNING = {"dense", "oracle"}
@@ -86,10 +89,16 @@ def test_plans_on_the_cpu_ask_for_no_value(name, options, layout, cases, answers
     # Geometry is built on the host once per layout.
     first, *later = sites(cases)
     method.plan(q, k, v, layout, first, states[method.state_key(first)])
-    with cases.no_host_sync():
-        for site in later:
-            plan = method.plan(q, k, v, layout, site, states[method.state_key(site)])
+    for site in later:
+        state = states[method.state_key(site)]
+        with cases.no_host_sync():
+            plan = method.plan(q, k, v, layout, site, state)
             plan.density()
+        if type(method).observe is SparseMethod.observe:  # nothing to learn from the output
+            continue
+        output = attend_permuted(q, k, v, plan)
+        with cases.no_host_sync():
+            method.observe(output, plan, site, state)
 
 
 def test_a_wait_is_found(cases):
@@ -108,18 +117,20 @@ def test_a_call_on_a_gpu_never_waits(name, options, layout, cases):
     layout = replace(layout, frames=24)
     q, k, v = video_qkv(layout, 1, 4, 64, torch.device("cuda"), torch.bfloat16)
     states = {key: method.init_state() for key in {method.state_key(s) for s in sites(cases)}}
-    where = sites(cases)
-    for site in where:  # compiles every path
+    for site in sites(cases):  # compiles every path
         plan = method.plan(q, k, v, layout, site, states[method.state_key(site)])
-        run_plan(q, k, v, plan)
+        output = attend_permuted(q, k, v, plan)
+        method.observe(output, plan, site, states[method.state_key(site)])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for site in where:
-            later = replace(site, step=site.step + len(where))
-            plan = method.plan(q, k, v, layout, later, states[method.state_key(site)])
-            output = run_plan(q, k, v, plan)
-            method.observe(output, plan, later, states[method.state_key(site)])
+        # Later steps, then two of a run that began anew.
+        for step in (9, 10, 11, 12, 1, 2):
+            site = cases.site(step=step)
+            plan = method.plan(q, k, v, layout, site, states[method.state_key(site)])
+            output = attend_permuted(q, k, v, plan)
+            method.observe(output, plan, site, states[method.state_key(site)])
+            restore_output(output, plan)
             plan.density()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -12,6 +12,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
+from vidsparse.methods.state_size import tensor_bytes
 from vidsparse.plan import AttentionPlan, CallSite
 
 
@@ -20,6 +21,21 @@ class SearchRange:
     """Values ``tune`` may try for one parameter, from the least to the most work kept."""
 
     values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of a run whose calls do the same kind of work, for benches and charts.
+
+    Attributes:
+        name: for people.
+        steps: ascending, from 0.
+        searches: whether these calls find a new mask for the steps after them.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    searches: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,19 @@ class SparseMethod(ABC):
         self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
     ) -> None:
         """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
+
+    def state_bytes(self, state: Any) -> int:
+        """Return the bytes of device and host memory that a state holds between calls."""
+        return tensor_bytes(state)
+
+    def phases(self, num_steps: int, first_step: int) -> tuple[Phase, ...]:
+        """Split the sparse steps of a run by what their calls do; () where all do the same.
+
+        Args:
+            num_steps: steps of the run.
+            first_step: the first one that is not dense by schedule.
+        """
+        return ()
 
     def instead_of_density(self) -> str | None:
         """Name what leaves ``density`` without effect, for people; None where it has one."""

@@ -171,7 +171,7 @@ def _keep(scores: Tensor, density: float, pairs: Tensor, kept: Tensor) -> Tensor
 
 def row_top_k(
     scores: Tensor,
-    density: float,
+    density: float | Tensor,
     q_sizes: Tensor,
     kv_sizes: Tensor,
     *,
@@ -184,7 +184,7 @@ def row_top_k(
 
     Args:
         scores: (B, H, Nq, Nkv) floating.
-        density: kept share of query-key pairs, in (0, 1].
+        density: kept share of query-key pairs, in (0, 1]; (B, H, 1) float64 for one per head.
         q_sizes: (..., Nq) integer tokens per query block.
         kv_sizes: (..., Nkv) integer tokens per key block.
         forced: bool, broadcastable to the scores.
@@ -197,7 +197,13 @@ def row_top_k(
     return _row(scores, density, q_sizes, kv_sizes, _with_floor(scores, forced))
 
 
-def _row(scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor) -> Tensor:
+def _row(
+    scores: Tensor,
+    density: float | Tensor,
+    q_sizes: Tensor,
+    kv_sizes: Tensor,
+    kept: Tensor,
+) -> Tensor:
     order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
     sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
     need = (kept * kv_sizes[..., None, :]).sum(-1).double()
