@@ -1,4 +1,5 @@
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,23 @@ def test_share_of_one_stays_a_share(tmp_path: Path) -> None:
     assert isinstance(SparseConfig.load(tmp_path / "all.json").dense_steps, float)
 
 
-def test_unknown_key_names_the_allowed_ones() -> None:
-    with pytest.raises(UsageError, match=r"unknown key 'densty'; allowed are method, parameters"):
-        SparseConfig(densty=0.3)
+def test_unknown_key_names_the_nearest_and_the_allowed_ones() -> None:
+    near = r"unknown key 'dense_step'; did you mean 'dense_steps'\?; allowed are version, method"
+    with pytest.raises(UsageError, match=near):
+        SparseConfig(dense_step=0.3)
+    with pytest.raises(UsageError, match=r"unknown key 'xyz'; allowed are"):
+        SparseConfig(xyz=1)
+
+
+def test_unknown_key_of_a_section_names_section_and_nearest() -> None:
+    with pytest.raises(UsageError, match=r"cache: unknown key 'nam'; did you mean 'name'\?"):
+        SparseConfig(cache={"nam": "first_block"})
+
+
+def test_mistyped_parameter_names_the_nearest() -> None:
+    config = SparseConfig(method="svg", parameters={"densty": 0.3})
+    with pytest.raises(UsageError, match=r"no parameter 'densty'; did you mean 'density'\?"):
+        config.build()
 
 
 @pytest.mark.parametrize(
@@ -45,17 +60,28 @@ def test_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         SparseConfig.load(file)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"svg"', "\xff"])
-def test_file_without_a_config_is_refused(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "bad.json"
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("bad.json", "{"),
+        ("bad.json", "[]"),
+        ("bad.json", '"svg"'),
+        ("bad.json", "ÿ"),
+        ("bad.toml", "method = svg"),
+        ("bad.toml", "[["),
+        ("bad.toml", "ÿ"),
+    ],
+)
+def test_file_without_a_config_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UsageError, match=r"bad\.json") as error:
+    with pytest.raises(UsageError, match=name) as error:
         SparseConfig.load(file)
     assert "\n" not in str(error.value)
 
 
 def test_missing_preset_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'nope'; give a JSON file's path or one of the presets"):
+    with pytest.raises(UsageError, match=r"'nope'; give a file's path or one of the presets"):
         SparseConfig.load("nope")
     with pytest.raises(UsageError, match="there is no preset file"):
         SparseConfig.load(tmp_path / "absent.json")
@@ -71,8 +97,12 @@ def test_name_resolves_in_the_presets_folder(
 
 
 def test_every_shipped_preset_loads_and_says_where_it_comes_from() -> None:
-    for file in PRESETS.glob("*.json"):
-        assert SparseConfig.load(file.stem).note, f"{file.name} has no note"
+    assert list(PRESETS.glob("*.toml"))
+    for name in preset_names():
+        config = SparseConfig.load(name)
+        assert config.note, f"{name} has no note"
+        assert config.status != "own", f"{name} does not say whether it was measured"
+        assert config.model is not None, f"{name} does not say for which model it is"
 
 
 def test_unwritable_file_is_a_usage_error(tmp_path: Path) -> None:
@@ -87,3 +117,88 @@ def test_parameter_json_cannot_hold_leaves_the_file_alone(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="cannot write preset"):
         SparseConfig(parameters={"order": object()}).save(file)
     assert file.read_text() == before
+
+
+FULL = {
+    "method": "draft",
+    "parameters": {"window": [8, 8], "budget": "row", "second_moment": True},
+    "dense_steps": 0,
+    "dense_above_sigma": 0.9,
+    "bands": [
+        {"above_sigma": 0.5, "layers": [0.4, 0.2]},
+        {"above_sigma": 0.0, "density": 0.25},
+    ],
+    "cache": {"name": "first_block", "parameters": {"threshold": 0.05}},
+    "model": {
+        "pipeline": "WanPipeline",
+        "transformers": {
+            "transformer": {"class": "WanTransformer3DModel", "patch_size": [1, 2, 2]},
+            "transformer_2": {"class": "WanTransformer3DModel"},
+        },
+    },
+    "measured": {
+        "device": 'a "GPU"', "dtype": "bfloat16", "clips": 4, "psnr": 28.5, "ssim": 0.9,
+        "psnr_interval": [27.5, 29.5], "speedup": 1.5, "versions": {"torch": "2.11.0+cu130"},
+    },
+    "status": "measured",
+    "note": "line one\nline two \\ and \x7f, ü",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".json"])
+def test_every_section_survives_a_round_trip(tmp_path: Path, suffix: str) -> None:
+    config = SparseConfig(**FULL)
+    config.save(tmp_path / f"full{suffix}")
+    assert SparseConfig.load(tmp_path / f"full{suffix}") == config
+    assert config.parameters["window"] == (8, 8)
+
+
+def test_toml_is_read_by_the_standard_library(tmp_path: Path) -> None:
+    SparseConfig(**FULL).save(tmp_path / "full.toml")
+    values = tomllib.loads((tmp_path / "full.toml").read_text())
+    assert values["note"] == FULL["note"]
+    assert values["bands"] == FULL["bands"]
+    assert values["model"] == FULL["model"]
+
+
+def test_parameter_without_a_toml_form_says_so(tmp_path: Path) -> None:
+    config = SparseConfig(method="svg2", parameters={"top_p": None})
+    with pytest.raises(UsageError, match=r"top_p=None has no TOML form; write a \.json file"):
+        config.save(tmp_path / "x.toml")
+    config.save(tmp_path / "x.json")
+    assert SparseConfig.load(tmp_path / "x.json") == config
+
+
+def test_other_endings_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in \.toml or \.json"):
+        SparseConfig().save(tmp_path / "x.yaml")
+
+
+def test_a_newer_schema_is_refused() -> None:
+    with pytest.raises(UsageError, match="version=2"):
+        SparseConfig(version=2)
+
+
+@pytest.mark.parametrize(
+    ("bands", "message"),
+    [
+        ([{"above_sigma": 0.0}], "give either density or layers"),
+        ([{"above_sigma": 0.0, "density": 0.3, "layers": [0.2]}], "give either density or layers"),
+        ([{"above_sigma": 0.0, "layers": [0.2, 0.0]}], r"must hold densities in \(0, 1\]"),
+        ([{"above_sigma": 0.0, "density": 1.5}], "less than or equal to 1"),
+        ([{"above_sigma": 0.2, "density": 0.3}], r"must go from high to low noise and end at 0"),
+        (
+            [{"above_sigma": 0.0, "density": 0.3}, {"above_sigma": 0.5, "density": 0.3}],
+            "must go from high to low noise",
+        ),
+    ],
+)
+def test_wrong_bands_are_refused(bands: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SparseConfig(bands=bands).build()
+
+
+def test_schema_describes_every_key_and_forbids_others() -> None:
+    schema = SparseConfig.model_json_schema()
+    assert set(schema["properties"]) == set(SparseConfig.model_fields)
+    assert schema["additionalProperties"] is False

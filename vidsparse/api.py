@@ -10,9 +10,11 @@ from typing import Any, ParamSpec, TypeVar
 from vidsparse.attention import SparseAttention
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
+from vidsparse.fingerprint import check_model
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.methods.base import SparseMethod, build_method, check_given
 from vidsparse.pipelines.attach import Attachment, attach, attachments_of
+from vidsparse.pipelines.step_cache import enable_step_cache
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.schedule import DenseSchedule
 
@@ -68,12 +70,18 @@ class Handle:
         recorder: counts, and one row per call with ``record_sites``.
     """
 
-    def __init__(self, attention: SparseAttention, attachment: Attachment) -> None:
+    def __init__(
+        self,
+        attention: SparseAttention,
+        attachment: Attachment,
+        switch_cache_off: Callable[[], None] | None = None,
+    ) -> None:
         self.method = attention.method
         self.schedule = attention.schedule
         self.recorder = attention.recorder
         self._attention = attention
         self._attachment = attachment
+        self._switch_cache_off = switch_cache_off
 
     def summary(self) -> CallSummary:
         """Return what happened since ``enable`` or ``reset_counts``; waits for the device."""
@@ -116,6 +124,8 @@ class Handle:
     def disable(self) -> None:
         """Restore the processors and remove all hooks; harmless a second time."""
         self._attachment.detach()
+        if self._switch_cache_off is not None:
+            self._switch_cache_off()
 
     def __enter__(self) -> "Handle":
         return self
@@ -137,6 +147,7 @@ def enable(
     impl: str | Impl | None = None,
     record_sites: bool = False,
     parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> Handle:
     """Replace the video self-attention of a pipeline by a sparse one.
 
@@ -154,18 +165,22 @@ def enable(
         impl: kernel implementation, "auto" by default.
         record_sites: keep one row per call in ``handle.recorder.rows``.
         parameters: further fields of the method.
+        force: use a preset although it is for another model.
 
     Returns:
         A handle; usable in a ``with`` statement, which disables at its end.
 
     Raises:
-        UsageError: an argument is unknown or out of range, or a density would have no effect.
+        UsageError: an argument is unknown or out of range, a density would have no effect, or the
+            preset is for another model.
         UnsupportedPipelineError: no model family knows the transformer.
         AlreadyEnabledError: it is enabled already.
     """
     if preset is not None and config is not None:
         raise UsageError("give either preset= or config=, not both")
     base = SparseConfig.load(preset) if preset is not None else config or SparseConfig()
+    if base.model is not None and not force:
+        check_model(base.model, pipe_or_transformer)
     schedule = DenseSchedule(
         dense_steps=_first(dense_steps, base.dense_steps),
         dense_layers=_first(dense_layers, base.dense_layers),
@@ -180,7 +195,15 @@ def enable(
         impl=_impl(_first(impl, base.impl)),
         recorder=CallRecorder(keep_sites=record_sites),
     )
-    return Handle(attention, attach(pipe_or_transformer, attention))
+    attachment = attach(pipe_or_transformer, attention)
+    if base.cache is None:
+        return Handle(attention, attachment)
+    try:
+        switch_off = enable_step_cache(pipe_or_transformer, base.cache.name, base.cache.parameters)
+    except UsageError:
+        attachment.detach()
+        raise
+    return Handle(attention, attachment, switch_off)
 
 
 def _temporarily(
@@ -215,7 +238,9 @@ def _method(
     if isinstance(method, SparseMethod):
         return _replace(method, given)
     if method is None or method == base.method:
-        return build_method(base.method, {**base.parameters, **given})
+        made = build_method(base.method, {**base.parameters, **given})
+        # A density that is asked for replaces those of the bands.
+        return made if "density" in given else base.banded(made)
     # The preset's parameters belong to its own method; only its schedule holds for another one.
     return build_method(method, given)
 

@@ -10,6 +10,7 @@ from vidsparse.cli_bench import bench
 from vidsparse.cli_compare import compare
 from vidsparse.cli_generate import generate
 from vidsparse.cli_info import doctor, methods, models
+from vidsparse.cli_preset import preset
 from vidsparse.cli_profile import profile
 from vidsparse.errors import VidsparseError
 
@@ -29,6 +30,7 @@ app.command()(models)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 app.command()(profile)
+app.add_typer(preset, name="preset")
 
 # Typer re-exports only the leaf of its usage errors; its parent covers unknown options too.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -1,5 +1,8 @@
 """Errors a caller can act on; the command line prints them as one line and exits with 2."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class VidsparseError(Exception):
     """Base of the errors that say what was given, what is allowed and what to do."""
@@ -15,3 +18,9 @@ class UnsupportedPipelineError(VidsparseError, TypeError):
 
 class AlreadyEnabledError(VidsparseError, RuntimeError):
     """Sparse attention is already enabled on this transformer."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for a mistyped name, or nothing when none is near."""
+    near = get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from vidsparse.errors import UsageError
+from vidsparse.errors import UsageError, did_you_mean
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.state_size import tensor_bytes
@@ -174,11 +174,17 @@ def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
     """
     methods = available_methods()
     if name not in methods:
-        raise UsageError(f"unknown method {name!r}; choose one of {', '.join(methods)}")
+        raise UsageError(
+            f"unknown method {name!r}{did_you_mean(name, methods)}; "
+            f"choose one of {', '.join(methods)}"
+        )
     known = [parameter.name for parameter in fields(methods[name])]
     for key in parameters:
         if key not in known:
-            raise UsageError(f"method {name!r} has no parameter {key!r}; it has {', '.join(known)}")
+            raise UsageError(
+                f"method {name!r} has no parameter {key!r}{did_you_mean(key, known)}; "
+                f"it has {', '.join(known)}"
+            )
     build: Callable[..., SparseMethod] = methods[name]
     return build(**parameters)
 
