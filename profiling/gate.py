@@ -23,7 +23,7 @@ def check_sampled_rows(
     rows: int = 32,
     heads: int = 4,
 ) -> None:
-    """Compare some rows of some heads with float64 attention to exactly the kept keys.
+    """Compare some rows of some heads with float64 attention to exactly what the plan says.
 
     Args:
         q: (B, H, S, D) in natural order.
@@ -41,10 +41,22 @@ def check_sampled_rows(
     places = torch.linspace(0, S - 1, min(rows, S), device=q.device).long()
     for index in torch.linspace(0, B * H - 1, min(heads, B * H)).long().tolist():
         b, h = divmod(index, H)
-        keep = kept_keys(plan, places, b, h)
-        scores = q[b, h, places].double() @ k[b, h].double().T * D**-0.5
-        weights = torch.softmax(scores.masked_fill(~keep, -torch.inf), -1).nan_to_num(0)
-        exact = weights @ v[b, h].double()
+        kept, columns = _kept_blocks(plan, places, b, h)
+        keys, values = k[b, h].double(), v[b, h].double()
+        scores = q[b, h, places].double() @ keys.T * D**-0.5
+        scores = scores.masked_fill(~kept[:, columns], -torch.inf)
+        if plan.compensate:
+            sizes = columns.bincount(minlength=kept.shape[1]).double()
+            keys, means = (
+                torch.zeros(len(sizes), D, dtype=torch.float64, device=q.device)
+                .index_add_(0, columns, x)
+                .div_(sizes.clamp(min=1)[:, None])
+                for x in (keys, values)
+            )
+            skipped = q[b, h, places].double() @ keys.T * D**-0.5 + sizes.log()
+            scores = torch.cat([scores, skipped.masked_fill(kept, -torch.inf)], -1)
+            values = torch.cat([values, means])
+        exact = torch.softmax(scores, -1).nan_to_num(0) @ values
         error = (output.out[b, h, places].double() - exact).norm(dim=-1)
         worst = float((error / exact.norm(dim=-1).clamp(min=1e-9)).max())
         # Written so that NaN fails.
@@ -64,13 +76,19 @@ def kept_keys(plan: AttentionPlan, places: Tensor, b: int, h: int) -> Tensor:
     Returns:
         (R, S) bool, keys in natural order.
     """
+    kept, columns = _kept_blocks(plan, places, b, h)
+    return kept[:, columns]
+
+
+def _kept_blocks(plan: AttentionPlan, places: Tensor, b: int, h: int) -> tuple[Tensor, Tensor]:
+    """Return kept key blocks (R, Nkv) bool of some queries, and the block (S,) of each key."""
     rows, columns = _blocks_of_tokens(plan.mask, b, h, places.device)
     kept = _of_head(plan.mask.to_dense(), b, h)
     if plan.q_order is not None:
         places = inverse_order(_of_head(plan.q_order, b, h))[places].long()
     if plan.kv_order is not None:
         columns = columns[inverse_order(_of_head(plan.kv_order, b, h)).long()]
-    return kept[rows[places]][:, columns]
+    return kept[rows[places]], columns
 
 
 def _blocks_of_tokens(
