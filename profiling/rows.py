@@ -9,7 +9,9 @@ from typing import Any
 Row = dict[str, Any]
 
 # What tells the points of a sweep or bench apart.
-_KEY = ("case", "method", "impl", "heads", "phase", "grid", "requested_density", "layer", "step")
+_KEY = (
+    "case", "method", "impl", "heads", "phase", "grid", "requested_density", "step", "num_steps",
+)  # fmt: skip
 
 # What rows of several runs in one file need to be told apart.
 _OF_A_ROW = ("device", "commit")
