@@ -4,6 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vidsparse.errors import AlreadyEnabledError, UnsupportedPipelineError, UsageError
-from vidsparse.pipelines.base import family_of, supported_pipelines
+from vidsparse.pipelines.base import ModelFamily, family_of, supported_pipelines
 from vidsparse.pipelines.layers import AttachedLayer, AttachedTransformer, Attention
 from vidsparse.pipelines.processors import attach_processor, is_attached
 from vidsparse.pipelines.tracker import StepTracker
@@ -49,10 +50,11 @@ class Attachment:
         inner = _unwrap(transformer)
         family = family_of(inner)
         running = AttachedTransformer(name, family, self.attention, self.tracker, self)
-        modules: list[Any] = list(family.self_attentions(inner))
+        modules = _self_attentions(family, inner)
         for index, module in enumerate(modules):
             layer = AttachedLayer(running, module.processor, index, len(modules))
-            module.processor = attach_processor(module.processor, layer)
+            body = family.processor_body(type(module.processor))
+            module.processor = attach_processor(module.processor, layer, body)
             self._modules.append(weakref.ref(module))
         self._hook(transformer, running, pipeline)
 
@@ -76,7 +78,7 @@ class Attachment:
     def _hook(
         self, outer: nn.Module, running: AttachedTransformer, pipeline: Callable[[], Any]
     ) -> None:
-        signature = inspect.signature(type(_unwrap(outer)).forward)
+        signature = _signature(running.family, _unwrap(outer))
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._check_processors()
@@ -137,11 +139,37 @@ def attachments_of(pipe_or_transformer: Any) -> list[Attachment]:
     found: list[Attachment] = []
     for transformer in _transformers_of(pipe_or_transformer).values():
         inner = _unwrap(transformer)
-        modules: list[Any] = list(family_of(inner).self_attentions(inner))
+        modules = _self_attentions(family_of(inner), inner)
         for processor in (module.processor for module in modules):
             if is_attached(processor) and processor.vidsparse_layer.owner not in found:
                 found.append(processor.vidsparse_layer.owner)
     return found
+
+
+def _self_attentions(family: ModelFamily, transformer: nn.Module) -> list[Any]:
+    try:
+        modules: list[Any] = list(family.self_attentions(transformer))
+        for module in modules:
+            _ = module.processor
+    except AttributeError as error:
+        raise _changed(transformer, str(error)) from error
+    return modules
+
+
+def _signature(family: ModelFamily, transformer: nn.Module) -> inspect.Signature:
+    """Return how ``forward`` is called; it must still take what the family reads."""
+    signature = inspect.signature(type(transformer).forward)
+    missing = [name for name in family.reads if name not in signature.parameters]
+    if missing:
+        raise _changed(transformer, f"its forward has no argument {', '.join(missing)}")
+    return signature
+
+
+def _changed(transformer: nn.Module, why: str) -> UnsupportedPipelineError:
+    return UnsupportedPipelineError(
+        f"{type(transformer).__name__} of diffusers {version('diffusers')} is not the one "
+        f"vidsparse knows: {why}; use diffusers 0.42, or run it without sparse attention"
+    )
 
 
 def _transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:

@@ -3,13 +3,34 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from vidsparse.errors import UnsupportedPipelineError
 from vidsparse.layout import VideoLayout
+from vidsparse.pipelines.not_applicable import NOT_APPLICABLE
+
+Models = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class FamilyCard:
+    """What people want to know of a family before they use it.
+
+    Attributes:
+        sparsified: which attentions become sparse, and how tokens beside the video are treated.
+        text: "none", "before", "after" the video, or what else shares its sequence.
+        head_sizes: D of the released models.
+        preset: the bundled preset to start from; None where none was made for it.
+    """
+
+    sparsified: str
+    text: str
+    head_sizes: tuple[int, ...]
+    preset: str | None = None
 
 
 class ModelFamily(ABC):
@@ -20,21 +41,35 @@ class ModelFamily(ABC):
 
     Attributes:
         name: short name, as in file names and presets.
-        transformer_classes: diffusers class names, matched along the class hierarchy. Names, not
-            classes: no family imports its model before a pipeline of it exists.
-        pipelines: names of the pipelines this family is tested with, for messages and docs.
+        models: diffusers class names of transformers, matched along the class hierarchy, and of
+            the pipelines each is tested with. Names, not classes: no family imports its model
+            before a pipeline of it exists.
+        arguments: what the transformers' ``forward`` may be given; others are refused, since they
+            may move tokens.
+        reads: those that ``layout`` and the tracker cannot do without.
+        card: for listings.
         time_rises: the transformer is told 1000 - t, so its time grows while noise falls.
+        cuts_padding: the processor builds no mask any more: calls that stay dense attend to the
+            tokens that ``text_valid`` says are real, too.
     """
 
     name: ClassVar[str]
-    transformer_classes: ClassVar[tuple[str, ...]]
-    pipelines: ClassVar[tuple[str, ...]]
+    models: ClassVar[Models]
+    arguments: ClassVar[tuple[str, ...]]
+    reads: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep")
+    card: ClassVar[FamilyCard]
     time_rises: ClassVar[bool] = False
+    cuts_padding: ClassVar[bool] = False
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Class names of all its pipelines."""
+        return tuple(name for names in self.models.values() for name in names)
 
     def matches(self, transformer: nn.Module) -> bool:
         """Say whether the transformer is one of this family."""
         names = {cls.__name__ for cls in type(transformer).__mro__}
-        return not names.isdisjoint(self.transformer_classes)
+        return not names.isdisjoint(self.models)
 
     @abstractmethod
     def self_attentions(self, transformer: nn.Module) -> list[nn.Module]:
@@ -58,6 +93,21 @@ class ModelFamily(ABC):
         For families whose processor attends to one batch row at a time and drops its padding.
         """
         return layout
+
+    def dense_reason(self, inputs: Mapping[str, Any]) -> str | None:
+        """Say why a whole forward stays dense; None when it need not.
+
+        Args:
+            inputs: arguments of the transformer's ``forward`` by name.
+        """
+        return None
+
+    def processor_body(self, processor: type) -> Callable[..., Any] | None:
+        """Return what replaces a processor's ``__call__``; None keeps its own code.
+
+        For processors whose code itself is in the way; it calls ``processors.swapped_attention``.
+        """
+        return None
 
 
 _FAMILIES: dict[str, ModelFamily] = {}
@@ -91,10 +141,17 @@ def family_of(transformer: nn.Module) -> ModelFamily:
     for family in families:
         if family.matches(transformer):
             return family
-    known = ", ".join(name for family in families for name in family.transformer_classes)
+    for cls in type(transformer).__mro__:
+        if cls.__name__ in NOT_APPLICABLE:
+            raise UnsupportedPipelineError(
+                f"{cls.__name__} gains nothing from sparse attention: "
+                f"{NOT_APPLICABLE[cls.__name__].why}"
+            )
+    known = ", ".join(name for family in families for name in family.models)
     raise UnsupportedPipelineError(
         f"{type(transformer).__name__} is not supported; supported transformers are {known} "
-        f"(pipelines {', '.join(supported_pipelines())})"
+        f"(pipelines {', '.join(supported_pipelines())}); to add a family, write one file like "
+        "vidsparse/pipelines/wan.py with a ModelFamily decorated by @register"
     )
 
 

@@ -1,17 +1,14 @@
 """HunyuanVideo: video and text attend jointly, text behind the video, padded and masked."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from vidsparse.layout import VideoLayout
-from vidsparse.pipelines.base import ModelFamily, register
-from vidsparse.pipelines.memo import TensorMemo
-
-
-def _count_rows(mask: Tensor) -> tuple[int, ...]:
-    return tuple(int(n) for n in mask.sum(dim=1).tolist())
+from vidsparse.pipelines.base import FamilyCard, ModelFamily, Models, register
+from vidsparse.pipelines.grids import grid_of
+from vidsparse.pipelines.memo import TensorMemo, count_rows
 
 
 @register
@@ -19,11 +16,33 @@ class HunyuanVideoFamily(ModelFamily):
     """Two lists of blocks, one sequence; the model masks all but each row's first text tokens."""
 
     name = "hunyuan_video"
-    transformer_classes = ("HunyuanVideoTransformer3DModel",)
-    pipelines = ("HunyuanVideoPipeline",)
+    models: ClassVar[Models] = {
+        "HunyuanVideoTransformer3DModel": (
+            "HunyuanVideoPipeline",
+            "HunyuanVideoImageToVideoPipeline",
+            "HunyuanSkyreelsImageToVideoPipeline",
+        )
+    }
+    arguments = (
+        "hidden_states",
+        "timestep",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "pooled_projections",
+        "guidance",
+        "attention_kwargs",
+        "return_dict",
+    )
+    reads = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask")
+    card = FamilyCard(
+        sparsified="attn of the double- and single-stream blocks; padding is cut",
+        text="after, padded and masked",
+        head_sizes=(128,),
+        preset="svg-hunyuan-720p",
+    )
 
     def __init__(self) -> None:
-        self._valid = TensorMemo(_count_rows)
+        self._valid = TensorMemo(count_rows)
 
     def self_attentions(self, transformer: Any) -> list[nn.Module]:
         """Return ``attn`` of the double-stream, then of the single-stream blocks."""
@@ -32,12 +51,10 @@ class HunyuanVideoFamily(ModelFamily):
 
     def layout(self, transformer: Any, inputs: Mapping[str, Any]) -> VideoLayout:
         """Return the grid of ``hidden_states`` (B, C, F, H, W), then the text with its padding."""
-        frames, height, width = inputs["hidden_states"].shape[2:]
         config = transformer.config
+        patch = config.patch_size_t, config.patch_size, config.patch_size
         return VideoLayout(
-            frames=frames // config.patch_size_t,
-            height=height // config.patch_size,
-            width=width // config.patch_size,
+            *grid_of(inputs["hidden_states"], patch),
             text_after=inputs["encoder_hidden_states"].shape[1],
             text_valid=self._valid(inputs["encoder_attention_mask"]),
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.pipelines.base import ModelFamily
+from vidsparse.pipelines.perturbation import perturbation
 from vidsparse.pipelines.processors import Processor, dense_attention
 from vidsparse.pipelines.tracker import Clock, StepTracker, clock_of
 from vidsparse.plan import CallSite
@@ -58,6 +60,7 @@ class AttachedTransformer:
         tracker: shared by the transformers of one pipeline.
         owner: the attachment it belongs to.
         layout: of the running forward; None between forwards.
+        dense_reason: why the running forward stays dense as a whole; None when it need not.
         rows: B of the running forward.
         forwards: serial number of the running forward.
     """
@@ -68,14 +71,17 @@ class AttachedTransformer:
     tracker: StepTracker
     owner: object
     layout: VideoLayout | None = None
+    dense_reason: str | None = None
     rows: int = 1
     forwards: int = 0
     _grid: tuple[int, int, int] | None = None
 
     def begin_forward(self, transformer: Any, inputs: dict[str, Any], pipeline: Any) -> None:
         """Note where the generation stands and how this forward's tokens lie."""
+        _check_known(transformer, self.family, inputs)
         self.tracker.begin_forward(inputs.get("timestep"), self._clock(pipeline))
         self.layout = self.family.layout(transformer, inputs)
+        self.dense_reason = self.family.dense_reason(inputs) or perturbation(transformer)
         self.rows = len(inputs["hidden_states"])
         self.forwards += 1
         if self._grid not in (None, self.layout.grid):
@@ -116,17 +122,23 @@ class AttachedLayer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend through the attached callable: (B, S, H, D) in, contiguous (B, S, H, D) out."""
-        layout = self._layout(q.shape[1])
-        site = self._site(q.shape[0])
-        attention = self.transformer.attention
+        running = self.transformer
+        layout, site = self._layout(q.shape[1]), self._site(q.shape[0])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        dense = partial(dense_attention, self.original, mask=mask)
-        if mask is not None and layout.text_valid is None:
-            attention.recorder.record_dense("attention mask", site)
+        dense = self._dense(mask, layout)
+        reason = running.dense_reason or _unexplained(mask, layout)
+        if reason is not None:
+            running.attention.recorder.record_dense(reason, site)
             out = dense(q, k, v)
         else:
-            out = attention(q, k, v, layout=layout, site=site, dense=dense)
+            out = running.attention(q, k, v, layout=layout, site=site, dense=dense)
         return out.transpose(1, 2).contiguous()
+
+    def _dense(self, mask: Tensor | None, layout: VideoLayout) -> DenseOp:
+        dense = partial(dense_attention, self.original, mask=mask)
+        if not self.transformer.family.cuts_padding or layout.text_valid is None:
+            return dense
+        return partial(_without_padding, dense, layout)
 
     def _layout(self, num_tokens: int) -> VideoLayout:
         running = self.transformer
@@ -158,3 +170,28 @@ class AttachedLayer:
         self._row = self._row + 1 if self._forward == running.forwards else 0
         self._forward = running.forwards
         return running.tracker.branch * running.rows + self._row
+
+
+def _check_known(transformer: Any, family: ModelFamily, inputs: dict[str, Any]) -> None:
+    for name, value in inputs.items():
+        if value is not None and name not in family.arguments:
+            raise UsageError(
+                f"{type(transformer).__name__} of diffusers {version('diffusers')} was given "
+                f"{name!r}, which vidsparse does not know and which may move tokens; call "
+                "handle.disable() for this run"
+            )
+
+
+def _unexplained(mask: Tensor | None, layout: VideoLayout) -> str | None:
+    return "attention mask" if mask is not None and layout.text_valid is None else None
+
+
+def _without_padding(
+    dense: DenseOp, layout: VideoLayout, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Attend per batch row to its real tokens; padding gets zeros, as from an all-false mask."""
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for row, valid in enumerate(layout.text_valid or ()):
+        real = (slice(row, row + 1), slice(None), slice(0, layout.video_end + valid))
+        out[real] = dense(q[real], k[real], v[real])
+    return out

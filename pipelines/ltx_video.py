@@ -1,13 +1,13 @@
 """LTX-Video: video tokens only, already packed when they reach the transformer."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vidsparse.errors import UnsupportedPipelineError
 from vidsparse.layout import VideoLayout
-from vidsparse.pipelines.base import ModelFamily, register
+from vidsparse.pipelines.base import FamilyCard, ModelFamily, Models, register
 from vidsparse.pipelines.memo import TensorMemo
 
 
@@ -34,8 +34,33 @@ class LTXVideoFamily(ModelFamily):
     """
 
     name = "ltx_video"
-    transformer_classes = ("LTXVideoTransformer3DModel",)
-    pipelines = ("LTXPipeline", "LTXConditionPipeline")
+    models: ClassVar[Models] = {
+        "LTXVideoTransformer3DModel": (
+            "LTXPipeline",
+            "LTXImageToVideoPipeline",
+            "LTXConditionPipeline",
+            "LTXI2VLongMultiPromptPipeline",
+        )
+    }
+    arguments = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+        "num_frames",
+        "height",
+        "width",
+        "rope_interpolation_scale",
+        "video_coords",
+        "attention_kwargs",
+        "return_dict",
+    )
+    reads = ("hidden_states", "timestep", "num_frames", "height", "width")
+    card = FamilyCard(
+        sparsified="attn1 of every block; condition tokens are kept",
+        text="none; condition tokens before",
+        head_sizes=(64, 128),
+    )
 
     def __init__(self) -> None:
         self._from_coordinates = TensorMemo(_from_coordinates)

@@ -24,3 +24,8 @@ class TensorMemo(Generic[ValueT]):
             known = version, self._function(tensor)
             self._known[tensor] = known
         return known[1]
+
+
+def count_rows(mask: Tensor) -> tuple[int, ...]:
+    """Count what a (B, T) mask of zeros and ones keeps of each row; waits for its device."""
+    return tuple(int(n) for n in mask.sum(dim=1).tolist())

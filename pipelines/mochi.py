@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from vidsparse.layout import VideoLayout
-from vidsparse.pipelines.base import ModelFamily, register
+from vidsparse.pipelines.base import FamilyCard, ModelFamily, Models, register
 
 
 @register
@@ -15,8 +15,21 @@ class MochiFamily(ModelFamily):
     """The processor gathers each row's valid text behind the video, so S differs between rows."""
 
     name = "mochi"
-    transformer_classes = ("MochiTransformer3DModel",)
-    pipelines = ("MochiPipeline",)
+    models: ClassVar[Models] = {"MochiTransformer3DModel": ("MochiPipeline",)}
+    arguments = (
+        "hidden_states",
+        "encoder_hidden_states",
+        "timestep",
+        "encoder_attention_mask",
+        "attention_kwargs",
+        "return_dict",
+    )
+    reads = ("hidden_states", "timestep", "encoder_hidden_states")
+    card = FamilyCard(
+        sparsified="attn1 of every block, one batch row at a time",
+        text="after, padding cut by the model",
+        head_sizes=(128,),
+    )
     time_rises = True
 
     def self_attentions(self, transformer: Any) -> list[nn.Module]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UnsupportedPipelineError, UsageError
+from vidsparse.pipelines.perturbation import scores_are_skipped
 
 
 class Layer(Protocol):
@@ -62,6 +63,16 @@ def _handle() -> Tensor:
     return handle
 
 
+def swapped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend with the layer of the attached processor that is running: (B, S, H, D) each."""
+    handle = _handle()
+    # Guiders that put values in the place of attention watch torch's function, not our op.
+    if not torch.compiler.is_compiling() and scores_are_skipped():
+        return _LAYERS[int(handle)].attend(q, k, v, mask)
+    out: Tensor = attention_op(q, k, v, mask, handle)
+    return out
+
+
 def _refuse(given: dict[str, object]) -> None:
     for name, value in given.items():
         if value:
@@ -89,8 +100,7 @@ def _dispatch_attention(
     _refuse({"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale})
     _refuse({"enable_gqa": enable_gqa, "attention_kwargs": attention_kwargs})
     _refuse({"parallel_config": parallel_config})
-    out: Tensor = attention_op(query, key, value, attn_mask, _handle())
-    return out
+    return swapped_attention(query, key, value, attn_mask)
 
 
 def _scaled_dot_product_attention(
@@ -107,27 +117,32 @@ def _scaled_dot_product_attention(
     _refuse({"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale})
     _refuse({"enable_gqa": enable_gqa})
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    out: Tensor = attention_op(q, k, v, attn_mask, _handle())
-    return out.transpose(1, 2)
+    return swapped_attention(q, k, v, attn_mask).transpose(1, 2)
 
 
 _FUNCTIONAL = types.SimpleNamespace(**vars(torch.nn.functional))
 _FUNCTIONAL.scaled_dot_product_attention = _scaled_dot_product_attention
 
 Processor = Any
-_CLASSES: dict[tuple[type, Callable[..., Any]], type] = {}
+_Body = Callable[..., Any]
+_CLASSES: dict[tuple[type, _Body], type] = {}
 
 
-def attach_processor(original: Processor, layer: Layer) -> Processor:
+def attach_processor(original: Processor, layer: Layer, body: _Body | None = None) -> Processor:
     """Return a stand-in for a diffusers processor that attends through ``layer``.
 
     It shares the original's attributes, so that what diffusers sets on it (a backend, say) lives
     on when the original comes back.
 
+    Args:
+        original: the processor.
+        layer: what its attention op leads to.
+        body: runs in the place of its ``__call__``; None for its own code.
+
     Raises:
         UnsupportedPipelineError: the processor calls no attention op we can swap.
     """
-    attached: Processor = object.__new__(_attached_class(type(original)))
+    attached: Processor = object.__new__(_attached_class(type(original), body))
     attached.__dict__ = original.__dict__
     number = next(_NEXT_HANDLE)
     _LAYERS[number] = layer
@@ -165,16 +180,15 @@ def dense_attention(
     return out.transpose(1, 2)
 
 
-def _attached_class(cls: type) -> type:
+def _attached_class(cls: type, body: _Body | None) -> type:
     # One class per processor class: one per instance would compile one graph per layer.
-    key = cls, _body(cls)
+    key = cls, body or _body(cls)
     if key not in _CLASSES:
-        _CLASSES[key] = _make_class(cls)
+        _CLASSES[key] = _make_class(cls, body or _rebind(cls))
     return _CLASSES[key]
 
 
-def _make_class(cls: type) -> type:
-    body = _rebind(cls)
+def _make_class(cls: type, body: _Body) -> type:
 
     # The original's signature matters: diffusers drops keyword arguments it does not find there.
     @functools.wraps(cls.__call__)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import pre_tokenizers
 from torch import Tensor
 
@@ -37,10 +38,11 @@ class TinyPipeline:
         arguments = {"output_type": "pt", **self.inputs, **(changes or {})}
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            frames: Tensor = self.pipe(
+            frames: Tensor | list[Tensor] = self.pipe(
                 **arguments, num_inference_steps=steps, generator=generator
             ).frames
-        return frames
+        # Pipelines that go by sections return the latents of each.
+        return frames if isinstance(frames, Tensor) else torch.cat([x.flatten() for x in frames])
 
     def latents(
         self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
@@ -125,3 +127,32 @@ def tiny_pipeline(pipe: Any, **inputs: Any) -> TinyPipeline:
     pipe.set_progress_bar_config(disable=True)
     common = {"prompt": "dance monkey", "height": 32, "width": 32, "max_sequence_length": 16}
     return TinyPipeline(pipe, {**common, **inputs})
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal noise, for text embeddings in the place of a text encoder."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(size: int = 32) -> Image.Image:
+    """Return a square RGB picture of noise."""
+    pixels = torch.randint(256, (size, size, 3), generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def siglip() -> dict[str, Any]:
+    """Build an image encoder of width 16 that makes 16 tokens, and its image processor."""
+    torch.manual_seed(0)
+    config = transformers.SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    return {
+        "image_encoder": transformers.SiglipVisionModel(config).eval(),
+        "feature_extractor": processor,
+    }

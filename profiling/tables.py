@@ -157,7 +157,7 @@ def pipelines_table() -> str:
     from vidsparse.pipelines.base import available_families
 
     rows = [
-        (f"`{name}`", _codes(family.pipelines), _codes(family.transformer_classes))
+        (f"`{name}`", _codes(family.pipelines), _codes(list(family.models)))
         for name, family in available_families().items()
     ]
     return _table(("family", "pipelines", "transformers"), rows)

@@ -1,10 +1,11 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import vidsparse
-from vidsparse.pipelines import testing
+from vidsparse.pipelines import testing, testing_hunyuan
 from vidsparse.pipelines.attach import attach
 from vidsparse.pipelines.hunyuan_video import HunyuanVideoFamily
 from vidsparse.pipelines.testing import TinyPipeline
@@ -15,6 +16,30 @@ LARGE = {"height": 256, "width": 256, "num_frames": 33}
 @pytest.fixture(scope="module")
 def tiny() -> TinyPipeline:
     return testing.hunyuan_video()
+
+
+@pytest.mark.parametrize(
+    "build", [testing_hunyuan.hunyuan_image_to_video, testing_hunyuan.skyreels_image_to_video]
+)
+def test_contract_with_an_image(
+    build: Callable[[], TinyPipeline], contract: Callable[..., Any]
+) -> None:
+    family = contract(build())
+    layout = family.check_dense()
+    assert (layout.grid, layout.text_before, layout.text_after) == ((3, 2, 2), 0, 16)
+    spy = family.spy
+    rows = {(s.branch, o.text_valid) for s, o in zip(spy.sites, spy.layouts, strict=True)}
+    assert rows == {(0, (13,)), (1, (4,))}
+    family.check_marker()
+    family.check_sparse({"height": 160, "width": 160})
+    family.check_disabled()
+
+
+def test_contract_of_text_to_video(tiny: TinyPipeline, contract: Callable[..., Any]) -> None:
+    family = contract(tiny)
+    family.check_dense()
+    family.check_marker()
+    family.check_sparse({"height": 160, "width": 160, "num_videos_per_prompt": 2})
 
 
 def test_dense_run_is_bit_identical(tiny: TinyPipeline, spy: Any) -> None:
