@@ -4,7 +4,6 @@ from typing import Any
 
 import diffusers
 import torch
-from PIL import Image
 
 from vidsparse.pipelines.testing_parts import (
     TinyPipeline,
@@ -12,6 +11,8 @@ from vidsparse.pipelines.testing_parts import (
     clip_tokenizer,
     llama_encoder,
     llama_tokenizer,
+    noise,
+    picture,
     t5_encoder,
     t5_tokenizer,
     tiny_pipeline,
@@ -19,7 +20,7 @@ from vidsparse.pipelines.testing_parts import (
 
 __all__ = ["TinyPipeline"]
 
-_WAN_SIZE: dict[str, Any] = {
+WAN_SIZE: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 2,
     "attention_head_dim": 12,
@@ -37,7 +38,7 @@ def wan_transformer(
 ) -> Any:
     """Build a Wan transformer for latents with 16 channels and text of 32."""
     torch.manual_seed(seed)
-    size = {**_WAN_SIZE, "num_attention_heads": heads, "attention_head_dim": head_dim}
+    size = {**WAN_SIZE, "num_attention_heads": heads, "attention_head_dim": head_dim}
     return diffusers.WanTransformer3DModel(
         **size, in_channels=in_channels, num_layers=layers
     ).eval()
@@ -52,7 +53,7 @@ def wan(*, experts: int = 1, layers: int = 2, heads: int = 2, head_dim: int = 12
         heads: attention heads.
         head_dim: head size, even.
     """
-    parts = _wan_parts()
+    parts = wan_parts()
     size = {"layers": layers, "heads": heads, "head_dim": head_dim}
     parts["transformer"] = wan_transformer(**size)
     if experts == 2:
@@ -66,22 +67,22 @@ def wan(*, experts: int = 1, layers: int = 2, heads: int = 2, head_dim: int = 12
 
 def wan_image_to_video() -> TinyPipeline:
     """Build Wan 2.2 image to video: the image enters as 20 more latent channels."""
-    parts = _wan_parts()
+    parts = wan_parts()
     parts["transformer"] = wan_transformer(in_channels=36)
     pipe = diffusers.WanImageToVideoPipeline(**parts, image_encoder=None, image_processor=None)
-    return tiny_pipeline(pipe, **_wan_prompt(), image=_image(), num_frames=9, guidance_scale=6.0)
+    return tiny_pipeline(pipe, **wan_prompt(), image=picture(), num_frames=9, guidance_scale=6.0)
 
 
 def wan_video_to_video() -> TinyPipeline:
     """Build Wan video to video, which skips the first steps."""
-    parts = _wan_parts()
+    parts = wan_parts()
     parts["transformer"] = wan_transformer()
     parts["scheduler"] = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     pipe = diffusers.WanVideoToVideoPipeline(**parts)
     return tiny_pipeline(
-        pipe, **_wan_prompt(), video=[_image()] * 9, strength=0.5, guidance_scale=6.0
+        pipe, **wan_prompt(), video=[picture()] * 9, strength=0.5, guidance_scale=6.0
     )
 
 
@@ -89,13 +90,14 @@ def wan_vace() -> TinyPipeline:
     """Build Wan VACE with one control block."""
     torch.manual_seed(0)
     transformer = diffusers.WanVACETransformer3DModel(
-        **_WAN_SIZE, in_channels=16, num_layers=2, vace_layers=[0], vace_in_channels=96
+        **WAN_SIZE, in_channels=16, num_layers=2, vace_layers=[0], vace_in_channels=96
     ).eval()
-    pipe = diffusers.WanVACEPipeline(**_wan_parts(), transformer=transformer)
-    return tiny_pipeline(pipe, **_wan_prompt(), num_frames=9, guidance_scale=6.0)
+    pipe = diffusers.WanVACEPipeline(**wan_parts(), transformer=transformer)
+    return tiny_pipeline(pipe, **wan_prompt(), num_frames=9, guidance_scale=6.0)
 
 
-def _wan_parts() -> dict[str, Any]:
+def wan_parts() -> dict[str, Any]:
+    """Build what every Wan pipeline has beside its transformer."""
     return {
         "tokenizer": t5_tokenizer(),
         "text_encoder": t5_encoder("UMT5"),
@@ -104,15 +106,10 @@ def _wan_parts() -> dict[str, Any]:
     }
 
 
-def _wan_prompt() -> dict[str, Any]:
-    # Embeddings, since these pipelines clean prompts with the optional ftfy.
-    positive, negative = torch.randn(2, 1, 16, 32, generator=torch.Generator().manual_seed(0))
+def wan_prompt() -> dict[str, Any]:
+    """Return embeddings, since these pipelines clean prompts with the optional ftfy."""
+    positive, negative = noise(2, 1, 16, 32)
     return {"prompt": None, "prompt_embeds": positive, "negative_prompt_embeds": negative}
-
-
-def _image() -> Image.Image:
-    pixels = torch.randint(256, (32, 32, 3), generator=torch.Generator().manual_seed(0))
-    return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
 def wan_vae() -> Any:
@@ -225,7 +222,7 @@ def ltx_video(*, conditions: bool = False) -> TinyPipeline:
         tokenizer=t5_tokenizer(),
         transformer=transformer,
     )
-    extra = {"image": _image(), "frame_index": 8} if conditions else {}
+    extra = {"image": picture(), "frame_index": 8} if conditions else {}
     return tiny_pipeline(pipe, **extra, num_frames=17, guidance_scale=3.0)
 
 

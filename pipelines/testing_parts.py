@@ -156,3 +156,21 @@ def siglip() -> dict[str, Any]:
         "image_encoder": transformers.SiglipVisionModel(config).eval(),
         "feature_extractor": processor,
     }
+
+
+def clip_vision() -> dict[str, Any]:
+    """Build an image encoder of width 4 that makes 5 tokens, and its image processor."""
+    torch.manual_seed(0)
+    config = transformers.CLIPVisionConfig(
+        hidden_size=4,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=4,
+        patch_size=2,
+        projection_dim=4,
+    )
+    return {
+        "image_encoder": transformers.CLIPVisionModelWithProjection(config).eval(),
+        "image_processor": transformers.CLIPImageProcessor(size=4, crop_size=4),
+    }

@@ -1,31 +1,76 @@
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from vidsparse.pipelines import testing
+from vidsparse.layout import VideoLayout
+from vidsparse.pipelines import testing, testing_wan
 from vidsparse.pipelines.attach import attach
-from vidsparse.pipelines.testing import TinyPipeline
 
-BUILD = [
-    testing.wan,
-    testing.wan_image_to_video,
-    testing.wan_video_to_video,
-    testing.wan_vace,
-]
+BUILD = {
+    "text": testing.wan,
+    "image": testing.wan_image_to_video,
+    "first and last frame": testing_wan.first_last_frame_to_video,
+    "5B": testing_wan.text_image_to_video_5b,
+    "video": testing.wan_video_to_video,
+    "VACE": testing.wan_vace,
+    "Animate": testing_wan.animate,
+    "ChronoEdit": testing_wan.chronoedit,
+    "Lucy": testing_wan.lucy_edit,
+    "SkyReels": testing_wan.skyreels_v2,
+    "SkyReels image": partial(testing_wan.skyreels_v2, kind="ImageToVideo"),
+    "SkyReels forcing": partial(testing_wan.skyreels_v2, kind="DiffusionForcing"),
+    "SkyReels forcing image": partial(testing_wan.skyreels_v2, kind="DiffusionForcingImageToVideo"),
+    "SkyReels forcing video": partial(testing_wan.skyreels_v2, kind="DiffusionForcingVideoToVideo"),
+}
+# Beside 9 frames, 3 of them latent: Animate's reference, ChronoEdit's first and last.
+FRAMES = {"Animate": 4, "ChronoEdit": 2}
+STEPS = {"video": 1}
 
 
-@pytest.mark.parametrize("build", BUILD)
-def test_dense_run_is_bit_identical(build: Callable[[], TinyPipeline], spy: Any) -> None:
-    tiny = build()
-    expected = tiny.latents(steps=4)
+@pytest.mark.parametrize("name", BUILD)
+def test_contract(name: str, contract: Callable[..., Any]) -> None:
+    tiny = BUILD[name]()
+    family = contract(tiny)
+    layout = family.check_dense()
+    assert layout == VideoLayout(FRAMES.get(name, 3), 2, 2)
+    steps = STEPS.get(name, 2)
+    generation = [(0, s, b) for s in range(steps) for b in range(2)]
+    assert family.spy.places[: len(generation)] == generation
+    family.check_marker()
+    family.check_sparse({"height": 192, "width": 192})
+    family.check_disabled()
+
+
+def test_sections_of_diffusion_forcing_are_generations(spy: Any) -> None:
+    tiny = BUILD["SkyReels forcing video"]()
     attachment = attach(tiny.pipe, spy)
-    assert torch.equal(tiny.latents(steps=4), expected)
+    tiny.latents()
     attachment.detach()
-    assert {layout.grid for layout in spy.layouts} == {(3, 2, 2)}
-    assert {shape[2] for shape in spy.shapes} == {12}
-    assert torch.equal(tiny.latents(steps=4), expected)
+    assert spy.places == [(g, s, b) for g in range(3) for s in range(2) for b in range(2)]
+
+
+def test_causal_mask_of_diffusion_forcing_stays_dense(spy: Any) -> None:
+    tiny = testing_wan.skyreels_v2(kind="DiffusionForcing")
+    causal = {"causal_block_size": 3, "ar_step": 1}
+    expected = tiny.latents(changes=causal)
+    attachment = attach(tiny.pipe, spy)
+    assert torch.equal(tiny.latents(changes=causal), expected)
+    attachment.detach()
+    assert not spy.sites
+    assert set(spy.recorder.dense) == {"attention mask"}
+
+
+def test_temporal_reasoning_may_drop_frames_on_the_way(spy: Any) -> None:
+    tiny = testing_wan.chronoedit()
+    reasoning = {"enable_temporal_reasoning": True, "num_temporal_reasoning_steps": 1}
+    expected = tiny.latents(changes=reasoning)
+    attachment = attach(tiny.pipe, spy)
+    assert torch.equal(tiny.latents(changes=reasoning), expected)
+    attachment.detach()
+    assert [o.frames for o in spy.layouts] == [3] * 4 + [2] * 4
 
 
 def test_two_experts_share_the_steps(spy: Any) -> None:
