@@ -45,11 +45,11 @@ SHAPES = [
     (2, 2, 100, 63, 64, 32, 16, 0.4),
     (1, 1, 130, 200, 64, 64, 64, 0.3),
     (1, 1, 1, 1, 64, 64, 64, 0.0),
-    (2, 1, 257, 390, 128, 128, 128, 0.5),
-    (1, 2, 300, 333, 96, 128, 32, 0.1),
+    (1, 1, 150, 390, 128, 128, 128, 0.5),
+    (1, 1, 200, 333, 96, 128, 32, 0.1),
     (1, 2, 200, 333, 64, 192, 128, 0.5),
     (1, 2, 70, 90, 40, 48, 24, 0.4),
-    (1, 1, 70, 2100, 64, 64, 16, 0.05),
+    (1, 1, 70, 2100, 16, 64, 16, 0.02),
 ]
 
 
@@ -81,7 +81,7 @@ def test_fixed_blocks_match_the_reference(device, impl, dtype, shape):
 
 @pytest.mark.parametrize(("device", "impl", "dtype"), IMPLS)
 @pytest.mark.parametrize("density", [0.0, 0.3])
-@pytest.mark.parametrize("shape", [(1, 2, 100, 130, 64), (2, 1, 300, 70, 128)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 100, 130, 64), (1, 1, 300, 70, 128)], ids=str)
 def test_ragged_blocks_match_the_reference(device, impl, dtype, shape, density):
     g = torch.Generator(device).manual_seed(0)
     q, k, v, _ = make_case((*shape, 64, 64, 1.0), dtype, device)
@@ -134,17 +134,17 @@ def test_without_kept_blocks_queries_attend_to_the_means(device, impl, dtype):
 
 @pytest.mark.parametrize(("device", "impl", "dtype"), IMPLS)
 def test_one_mask_serves_all_heads(device, impl, dtype):
-    q, k, v, _ = make_case((2, 2, 130, 130, 64, 64, 64, 1.0), dtype, device)
+    q, k, v, _ = make_case((2, 2, 70, 70, 32, 64, 64, 1.0), dtype, device)
     g = torch.Generator(device).manual_seed(0)
     for lead in ((1, 1), (1, 2), (2, 1)):
-        mask = random_block_mask(*lead, 130, 130, block_q=64, block_kv=32, density=0.3,
+        mask = random_block_mask(*lead, 70, 70, block_q=64, block_kv=16, density=0.3,
                                  generator=g)  # fmt: skip
         skip_if_unsupported(impl, q, k, v, mask)
         output = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True)
         assert_as_exact_as_eager(output, q, k, v, mask, compensate=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seqs=st.tuples(st.integers(1, 200), st.integers(1, 200)),
     blocks=st.tuples(st.sampled_from([16, 48, 64]), st.sampled_from([8, 16, 40, 64])),
