@@ -1,3 +1,5 @@
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -5,24 +7,33 @@ import torch
 
 import vidsparse
 from vidsparse.errors import UsageError
-from vidsparse.pipelines import testing
+from vidsparse.layout import VideoLayout
+from vidsparse.pipelines import testing, testing_cogvideox
 from vidsparse.pipelines.attach import attach
 
 LARGE = {"height": 256, "width": 256, "num_frames": 33}
+BUILD = {
+    "text": testing.cogvideox,
+    "text 1.5": partial(testing.cogvideox, version="1.5"),
+    "image": testing_cogvideox.image_to_video,
+    "video": testing_cogvideox.video_to_video,
+    "control": testing_cogvideox.fun_control,
+    "ConsisID": testing_cogvideox.consisid,
+}
 
 
-@pytest.mark.parametrize(("version", "frames"), [("1.0", 3), ("1.5", 2)])
-def test_dense_run_is_bit_identical(version: str, frames: int, spy: Any) -> None:
-    tiny = testing.cogvideox(version=version)
-    expected = tiny.generate()
-    attachment = attach(tiny.pipe, spy)
-    assert torch.equal(tiny.generate(), expected)
-    attachment.detach()
-    layout = spy.layouts[0]
-    assert (layout.grid, layout.text_before, layout.text_after) == ((frames, 2, 2), 16, 0)
+@pytest.mark.parametrize("name", BUILD)
+def test_contract(name: str, contract: Callable[..., Any]) -> None:
+    joined = 2 if name == "text 1.5" else 1
+    family = contract(BUILD[name]())
+    layout = family.check_dense()
+    assert layout == VideoLayout(2 if joined == 2 else 3, 2, 2, text_before=16)
     # Negative and positive prompt are rows of one forward.
-    assert {shape[0] for shape in spy.shapes} == {2}
-    assert spy.places == [(0, 0, 0), (0, 1, 0)]
+    assert {shape[0] for shape in family.spy.shapes} == {2}
+    assert family.spy.places == [(0, step, 0) for step in range(1 if name == "video" else 2)]
+    family.check_marker("BFCHW", (joined, 2, 2))
+    family.check_sparse({"height": 192, "width": 192, "num_videos_per_prompt": 2})
+    family.check_disabled()
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.5"])
