@@ -22,6 +22,8 @@ class CallRecorder:
     sparse_calls: int = 0
     rows: list[tuple[object, Tensor | float]] = field(default_factory=list)
     _density: Tensor | None = None
+    _bound: Tensor | None = None
+    _bounds: int = 0
 
     def record_dense(self, reason: str, site: object) -> None:
         """Count a dense call and why it was one."""
@@ -29,11 +31,22 @@ class CallRecorder:
         if self.keep_sites:
             self.rows.append((site, 1.0))
 
-    def record_sparse(self, density: Tensor, site: object) -> None:
-        """Count a sparse call; ``density`` is a 0-dim tensor on any device."""
+    def record_sparse(
+        self, density: Tensor, site: object, *, error_bound: Tensor | None = None
+    ) -> None:
+        """Count a sparse call.
+
+        Args:
+            density: 0-dim, on any device.
+            site: the call.
+            error_bound: 0-dim, see ``AttentionPlan``; None where it is unknown.
+        """
         density = density.detach().to(torch.float32)
         self._density = density if self._density is None else self._density + density
         self.sparse_calls += 1
+        if error_bound is not None:
+            self._bound = error_bound if self._bound is None else self._bound + error_bound
+            self._bounds += 1
         if self.keep_sites:
             self.rows.append((site, density))
 
@@ -42,7 +55,8 @@ class CallRecorder:
         self.dense.clear()
         self.rows.clear()
         self.sparse_calls = 0
-        self._density = None
+        self._density = self._bound = None
+        self._bounds = 0
 
     @property
     def calls(self) -> int:
@@ -52,6 +66,10 @@ class CallRecorder:
     def sparse_density(self) -> float | None:
         """Return the mean density of the sparse calls in (0, 1]; None without any."""
         return None if self._density is None else float(self._density) / self.sparse_calls
+
+    def error_bound(self) -> float | None:
+        """Return the mean bound of the sparse calls that have one; None without any."""
+        return None if self._bound is None else float(self._bound) / self._bounds
 
     def overall_density(self) -> float | None:
         """Return the mean density of all calls, dense ones counting 1; None without any."""

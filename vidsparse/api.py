@@ -35,6 +35,9 @@ class CallSummary:
         overall_density: mean over all calls, dense ones counting 1; None without any.
         state_bytes: most memory that the method's states held at the end of a generation, or hold
             now: masks, log-sum-exps and centroids that wait for the next step.
+        error_bound: mean over the sparse calls of the most that an attention output moved, in
+            lengths of the longest value vector, if skipped blocks still hold what they held when
+            they were dropped; None where the method does not know.
     """
 
     method: str
@@ -44,6 +47,7 @@ class CallSummary:
     density: float | None
     overall_density: float | None
     state_bytes: int = 0
+    error_bound: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -57,6 +61,8 @@ class CallSummary:
         rows.append(("overall", "", _density(self.overall_density)))
         if self.state_bytes:
             rows.append(("state", f"{self.state_bytes / 2**20:.1f}", "MiB"))
+        if self.error_bound is not None:
+            rows.append(("error", f"{self.error_bound:.3f}", "at most, of the longest value"))
         width = max(len(name) for name, _, _ in rows)
         return "\n".join(f"{a:<{width}}  {b:>8}  {c}".rstrip() for a, b, c in rows)
 
@@ -94,6 +100,7 @@ class Handle:
             density=recorder.sparse_density(),
             overall_density=recorder.overall_density(),
             state_bytes=self._attention.most_state_bytes(),
+            error_bound=recorder.error_bound(),
         )
 
     def reset_counts(self) -> None:

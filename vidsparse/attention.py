@@ -185,7 +185,7 @@ class SparseAttention:
         if plan.dense_reason is not None:
             self.recorder.record_dense(plan.dense_reason, site)
         else:
-            self.recorder.record_sparse(plan.density(), site)
+            self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
         return restore_output(output, plan).out
 
     def _attend_without_padding(

@@ -28,6 +28,8 @@ class AttentionPlan:
             ``block_sparse_attention`` does, instead of as nothing.
         dense_reason: why the mask keeps every block, for plans that only want the kernel's LSE; the
             call then counts as dense for this reason. None for sparse plans.
+        error_bound: 0-dim float32, the most that the outputs moved on average for what is skipped,
+            in lengths of the longest value vector, as far as the method knows it; else None.
     """
 
     mask: BlockMask | RaggedBlockMask
@@ -38,6 +40,7 @@ class AttentionPlan:
     running: RunningStat | None = None
     compensate: bool = False
     dense_reason: str | None = None
+    error_bound: Tensor | None = None
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""

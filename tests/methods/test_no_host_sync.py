@@ -13,6 +13,7 @@ from vidsparse.attention import attend_permuted, restore_output
 from vidsparse.layout import VideoLayout
 from vidsparse.methods import finite_check
 from vidsparse.methods.base import SparseMethod, available_methods, build_method
+from vidsparse.methods.lite_thresholds import CRITERIA
 from vidsparse.profiling.synthetic import video_qkv
 
 LAYOUTS = {
@@ -46,7 +47,12 @@ CASES = [
     ("svg2", {"density": 0.4}),
     ("random", {"density": 0.6}),
     ("adaspa", ADASPA),
-    ("adaspa", {**ADASPA, "order": "compact", "heads": "equal"}),
+    ("adaspa", {**ADASPA, "order": "compact", "frames": 2, "heads": "shared"}),
+    *(("lite", {"density": 0.7, "criterion": c}) for c in CRITERIA),
+    ("lite", {"threshold": 0.4, "order": "compact", "refresh_every": 2}),
+    ("lite", {"criterion": "running_max", "threshold": -2.0}),
+    ("lite", {"density": 0.5, "seed": "draft", "seed_density": 0.6}),
+    ("lite", {"threshold": 0.4, "seed": "adaspa", "seed_density": 0.6}),
 ]
 # Controls that look at the whole map or at nothing.
 NOT_PLANNING = {"dense", "oracle"}

@@ -1,0 +1,505 @@
+"""LiteAttention, case by case of the research (draft_lite_adaspa.md 5.4).
+
+L1 L2 L3 L4 L9: the rule on tile maxima. L5, upstream's range lists: bits have none of their
+defects. L6: text_tiles. L7: memory. L8: worst_case. The invariants behind them: one test each.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vidsparse.attention import SparseAttention, run_plan
+from vidsparse.errors import UsageError
+from vidsparse.kernels.attention_output import AttentionOutput
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.running_statistics import RunningStat, running_statistic
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import build_method
+from vidsparse.methods.lite import Lite
+from vidsparse.methods.lite_state import visiting_mask
+from vidsparse.methods.lite_weights import weigh
+from vidsparse.schedule import DenseSchedule
+
+LAYOUT = VideoLayout(4, 6, 10)
+TEXTS = [
+    LAYOUT,
+    VideoLayout(3, 7, 9, text_before=21),
+    VideoLayout(3, 7, 9, text_after=13),
+]
+BLOCKS = {"blocks": (16, 8)}
+CRITERIA = [
+    {"criterion": "running_mass", "threshold": 0.4},
+    {"criterion": "previous_mass", "threshold": 0.4},
+    {"criterion": "running_max", "threshold": -2.5},
+    {"criterion": "running_mass", "density": 0.6},
+    {"criterion": "previous_mass", "density": 0.6},
+    {"criterion": "running_max", "density": 0.6},
+]
+
+
+def ids(options):
+    return "-".join(str(x) for x in options.values())
+
+
+def video(seed, layout, cases, *, B=1, H=2, D=16, spread=1.5):
+    """Tokens whose attention has structure: neighbours in the sequence are alike."""
+    q, k, v = cases.qkv(seed, B, H, layout.num_tokens, D)
+    walk = torch.linspace(0, 3, layout.num_tokens)
+    for x in (q, k):
+        x[..., 0] += spread * 3 * torch.cos(walk)
+        x[..., 1] += spread * 3 * torch.sin(walk)
+    return q, k, v
+
+
+def run(method, steps, layout, cases, *, seed=0, frozen=False, state=None, start=5, **where):
+    """Call after call with slowly changing tokens; plans, tokens and outputs."""
+    state = method.init_state() if state is None else state
+    tokens, fresh = video(seed, layout, cases), video(seed + 1000, layout, cases)
+    calls = []
+    for n in range(steps):
+        share = 0.0 if frozen else 0.1 * n
+        mixed = [(1 - share) * a + share * b for a, b in zip(tokens, fresh, strict=True)]
+        site = cases.site(step=start + n, **where)
+        plan = method.plan(*mixed, layout, site, state)
+        output = run_plan(*mixed, plan)
+        method.observe(output, plan, site, state)
+        calls.append((plan, mixed, output))
+    return calls
+
+
+def masks(calls):
+    return [plan.mask.to_dense() for plan, _, _ in calls]
+
+
+# The rule on tile maxima: one query block, one key per tile.
+
+
+def lite_step(maxima, kept, threshold, *, backwards):
+    """Ours: maxima (rows, tiles) in log2 units; returns the tiles kept next."""
+    rows, tiles = maxima.shape
+    q = torch.eye(rows)[None, None]
+    k = torch.tensor(maxima.T, dtype=torch.float32)[None, None] / math.log2(math.e)
+    lists = visiting_mask(kept[None, None, None], (tiles, 1), tiles, backwards=backwards)
+    mask = BlockMask(lists.kv_num_blocks, lists.kv_indices, rows, 1, rows, tiles)
+    stat = running_statistic(q, k, mask, RunningStat.MAX, scale=1.0)[0, 0, 0]
+    return kept & ~(stat <= threshold)
+
+
+def steps_of(maxima, threshold, directions):
+    kept = torch.ones(maxima.shape[1], dtype=torch.bool)
+    for backwards in directions:
+        kept = lite_step(maxima, kept, threshold, backwards=backwards)
+    return kept
+
+
+def numbers(kept):
+    return kept.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "directions", "kept"),
+    [
+        (-10, (False,), [0, 1, 3, 4]),
+        (-10, (True,), [0, 1, 3, 4]),
+        (-10, (False, True), [0, 1, 3, 4]),
+        (-6, (False,), [0, 1, 3]),
+        # The paper keeps 4 too, the first tile it visits; here that is compared with the others.
+        (-6, (True,), [0, 3]),
+        (-6, (False, True), [0, 3]),
+    ],
+)
+def test_one_row_keeps_what_the_paper_keeps(threshold, directions, kept):
+    maxima = np.array([[0.0, -3.0, -12.0, 5.0, -4.0]])
+    assert numbers(steps_of(maxima, threshold, directions)) == kept
+
+
+def test_one_row_that_needs_a_tile_keeps_it():
+    maxima = np.array([[0.0, -12.0], [0.0, -9.0]])
+    assert numbers(steps_of(maxima, -10, (False,))) == [0, 1]
+    assert numbers(steps_of(maxima[:1], -10, (False,))) == [0]
+
+
+def test_extreme_thresholds_keep_all_or_what_raises_the_maximum():
+    maxima = np.random.default_rng(1).standard_normal((4, 12)) * 6
+    assert len(numbers(steps_of(maxima, -math.inf, (False, True)))) == 12
+    # Just below 0 only tiles that raise the maximum of a row, from both sides, stay.
+    kept = numbers(steps_of(maxima, -1e-6, (False, True) * 3))
+    assert set(maxima.argmax(1)) <= set(kept)
+    assert len(kept) < 12
+
+
+def test_tiles_within_the_threshold_of_the_row_maximum_always_stay_and_no_tile_returns():
+    for seed in range(300):
+        maxima = np.random.default_rng(seed).standard_normal((4, 12)) * 6
+        heavy = torch.tensor((maxima - maxima.max(1, keepdims=True) > -8).any(0))
+        kept = torch.ones(12, dtype=torch.bool)
+        for call in range(6):
+            after = lite_step(maxima, kept, -8, backwards=call % 2 == 1)
+            assert not bool((after & ~kept).any())
+            assert bool(after[heavy].all())
+            kept = after
+
+
+def test_frozen_tokens_settle_after_two_calls_in_alternating_directions():
+    for seed in range(300):
+        maxima = np.random.default_rng(seed).standard_normal((4, 12)) * 6
+        settled = [steps_of(maxima, -8, ((False, True) * 3)[:n]) for n in (2, 3, 4)]
+        assert all(torch.equal(settled[0], later) for later in settled[1:])
+
+
+# The method.
+
+
+@pytest.mark.parametrize("options", CRITERIA, ids=ids)
+@pytest.mark.parametrize("order", ["raster", "compact"])
+@pytest.mark.parametrize("layout", TEXTS, ids=["video", "text-before", "text-after"])
+def test_output_is_attention_under_the_tiles_kept_by_the_calls_before(
+    options, order, layout, cases
+):
+    calls = run(Lite(order=order, **BLOCKS, **options), 5, layout, cases)
+    for plan, tokens, output in calls:
+        keep = cases.natural_mask(plan, 1, 2)
+        expected = cases.masked_attention(*tokens, keep)
+        torch.testing.assert_close(output.out.double(), expected, atol=1e-5, rtol=1e-5)
+        assert float(plan.density()) == pytest.approx(float(keep.float().mean()), abs=1e-6)
+        text = torch.ones(layout.num_tokens, dtype=torch.bool)
+        text[layout.text_before : layout.video_end] = False
+        assert bool(keep[..., text].all())
+        assert bool(keep[..., text, :].all())
+        assert bool(keep.diagonal(dim1=-2, dim2=-1).all())
+    assert float(calls[0][0].density()) == 1
+    assert float(calls[-1][0].density()) < 0.9
+
+
+def test_kept_tiles_only_shrink_in_three_hundred_random_runs(cases):
+    layout = VideoLayout(2, 7, 10, text_before=4)
+    q = torch.zeros(1, 2, layout.num_tokens, 1)
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        blocks = [(16, 8), (16, 12), (24, 16), (10, 20)][seed % 4]
+        method = Lite(blocks=blocks, **CRITERIA[seed % len(CRITERIA)])
+        state, before = method.init_state(), torch.tensor(True)
+        for step in range(5):
+            plan = method.plan(q, q, q, layout, cases.site(step=step), state)
+            kept = plan.mask.to_dense()
+            assert not bool((kept & ~before).any())
+            stats = torch.randn(1, 2, *kept.shape[2:], generator=generator).exp() * 2
+            stats = -stats if plan.running is RunningStat.MAX else stats
+            asked = plan.running is not None or plan.stats_lse is not None
+            lse = torch.randn(1, 2, layout.num_tokens, generator=generator)
+            output = AttentionOutput(q, lse, stats if asked else None)
+            method.observe(output, plan, cases.site(step=step), state)
+            before = kept
+        assert not bool(kept.all())
+
+
+def test_a_tile_goes_when_and_only_when_it_is_at_most_the_threshold(cases):
+    calls = run(Lite(threshold=0.4, **BLOCKS), 2, LAYOUT, cases)
+    (plan, (q, k, _), _), after = calls[0], calls[1][0].mask.to_dense()
+    share = running_statistic(q, k, plan.mask, RunningStat.MASS) / 16
+    own = torch.arange(15)[:, None] == torch.arange(30) // 2
+    assert torch.equal(after, (share > 0.4 * 8 / 240) | own)
+
+
+def test_directions_alternate_while_tiles_may_still_go(cases):
+    for options, expected in (({"threshold": 0.4}, [0, 1, 0]), ({"density": 0.6}, [0, 1, 1])):
+        plans = [plan for plan, _, _ in run(Lite(**BLOCKS, **options), 3, LAYOUT, cases)]
+        firsts = [int(plan.mask.kv_indices[0, 0, 7, 0] > plan.mask.kv_indices[0, 0, 7, 1])
+                  for plan in plans]  # fmt: skip
+        assert firsts == expected
+        assert plans[0].running is RunningStat.MASS
+        assert (plans[2].running is None) == ("density" in options)
+
+
+@pytest.mark.parametrize("criterion", ["running_mass", "previous_mass", "running_max"])
+def test_a_density_is_met_from_the_second_look_on(criterion, cases):
+    layout = VideoLayout(4, 6, 10, text_after=8)
+    calls = run(Lite(0.5, criterion=criterion, **BLOCKS), 5, layout, cases)
+    kept = [plan.mask.density() for plan, _, _ in calls]
+    full = 2 if criterion == "previous_mass" else 1
+    assert [float(x) for x in kept[:full]] == [1.0] * full
+    for density in kept[full:]:
+        assert 0.5 <= float(density) <= 0.5 + 16 * 8 / layout.num_tokens**2
+
+
+def test_the_partial_last_tiles_of_queries_and_keys_can_go(cases):
+    layout = VideoLayout(3, 7, 10)  # 210 tokens: 2 rows and 2 keys remain
+    q, k, v = video(3, layout, cases, H=1)
+    k[:, :, -2:] = -k[:, :, -2:].sign() * 9  # light for everybody
+    q, k = q.abs(), torch.cat((k[:, :, :-2].abs(), -k[:, :, -2:].abs()), 2)
+    for options in ({"threshold": 0.4}, {"criterion": "running_max", "threshold": -3}):
+        method = Lite(blocks=(16, 16), **options)
+        state = method.init_state()
+        for step in range(3):
+            site = cases.site(step=step)
+            plan = method.plan(q, k, v, layout, site, state)
+            method.observe(run_plan(q, k, v, plan), plan, site, state)
+        kept = plan.mask.to_dense()[0, 0]
+        assert kept[:, -1].tolist() == [False] * 13 + [True]  # its own row only
+        assert not bool(kept[-1, :-1].all())
+
+
+@pytest.mark.parametrize("options", CRITERIA, ids=ids)
+def test_the_error_stays_below_its_bound(options, cases):
+    # Frozen tokens: the bound speaks of tiles as they were when they went.
+    method = Lite(**BLOCKS, **options)
+    state = method.init_state()
+    plan, (q, k, v), output = run(method, 6, LAYOUT, cases, frozen=True, state=state)[-1]
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    error = (output.out - dense).norm(dim=-1).view(1, 2, 15, 16).mean(-1)
+    longest = v.norm(dim=-1).amax(-1)[..., None]
+    bound = 2 * state.tiles.skipped.clamp(max=1) * longest
+    assert float(plan.density()) < 0.9
+    assert bool((error <= bound + 1e-5).all())
+    assert float(error.max()) > 1e-3
+    assert float(plan.error_bound) == pytest.approx(float(bound.mean() / longest.mean()), rel=0.1)
+    if options["criterion"] == "running_mass" and "threshold" in options:
+        assert float(state.tiles.skipped.max()) <= options["threshold"]
+
+
+def test_worst_case_of_a_tile_below_the_running_maximum_is_what_its_keys_can_hold(cases):
+    # L8: 16 keys at most 2^-5 of the largest weight each.
+    layout = VideoLayout(1, 8, 8)
+    q, k, v = torch.zeros(1, 1, 64, 4), torch.zeros(1, 1, 64, 4), torch.zeros(1, 1, 64, 4)
+    q[..., 0], k[:, :, :16, 0] = 2.0, 5 * math.log(2)  # 5 doublings at scale 1 / 2
+    method = Lite(criterion="running_max", threshold=-4.9, blocks=(64, 16))
+    state = method.init_state()
+    plan = method.plan(q, k, v, layout, cases.site(), state)
+    stats = run_plan(q, k, v, plan).block_stats
+    torch.testing.assert_close(stats[0, 0, 0], torch.tensor([0.0, -5, -5, -5]))
+    weight, held = weigh("running_max", stats, state.tiles.geometry(), None)
+    assert weight is stats
+    torch.testing.assert_close(held[0, 0, 0], torch.tensor([1.0, 0.5, 0.5, 0.5]))
+
+
+def test_text_tiles_are_those_of_the_original_must_do_list(cases):
+    # L6: text at 0..127 and 500..639.
+    layout = VideoLayout(1, 12, 31, text_before=128, text_after=140)
+    q = torch.zeros(1, 1, 640, 1)
+    for block_kv, expected in ((128, [0, 3, 4]), (176, [0, 2, 3])):
+        method = Lite(threshold=0.1, blocks=(64, block_kv))
+        state = method.init_state()
+        method.plan(q, q, q, layout, cases.site(), state)
+        tiles = state.tiles
+        middle = tiles.geometry().forced[3]  # queries 192 to 255 hold no text
+        own = {192 // block_kv, 255 // block_kv}
+        assert set(numbers(middle)) - own == set(expected) - own
+        assert bool(tiles.geometry().forced[0].all())
+
+
+@pytest.mark.parametrize("criterion", ["running_mass", "previous_mass", "running_max"])
+def test_state_of_wan_14b_at_720p_stays_below_100_mib_per_branch(criterion, cases):
+    layout = VideoLayout(21, 45, 80)
+    S, heads, layers = layout.num_tokens, 40, 40
+    method = Lite(0.5, criterion=criterion, blocks=(128, 128))
+    q = torch.zeros(1, 1, S, 1)
+    state = method.init_state()
+    plan = method.plan(q, q, q, layout, cases.site(), state)
+    method.observe(AttentionOutput(q, torch.zeros(1, 1, S)), plan, cases.site(), state)
+    size = method.state_bytes(state) * heads * layers
+    assert state.tiles.bits.shape == (1, 1, 591, 74)
+    assert 60 < size / 2**20 < 100
+    assert (state.tiles.lse is not None) == (criterion == "previous_mass")
+
+
+def attention_of(method):
+    return SparseAttention(method, DenseSchedule(dense_steps=2))
+
+
+def test_states_end_with_the_generation_and_branches_and_rows_keep_their_own(cases):
+    layout = VideoLayout(5, 8, 10)
+    attention = attention_of(Lite(threshold=0.4, **BLOCKS))
+    tokens = video(5, layout, cases, B=2)
+    rows = attention.recorder.rows
+    attention.recorder.keep_sites = True
+
+    def densities(generation, branch):
+        for step in range(5):
+            attention(*tokens, layout=layout, site=cases.site(step, 0, branch, generation))
+        return [round(float(density), 6) for _, density in rows[-5:]]
+
+    first = densities(0, 0)
+    assert first[:3] == [1, 1, 1]  # two dense steps, then the first look
+    assert first[4] < 1
+    other = densities(0, 1)
+    assert other == first  # a new branch looks for itself, at the same tokens
+    assert densities(1, 0) == first
+    dense = [float(reason) for _, reason in rows if not isinstance(reason, torch.Tensor)]
+    assert dense == [1.0] * 9
+    counted = attention.recorder.dense
+    assert counted == {"dense steps": 6, "lite looks at every tile": 3}
+    assert 0 < attention.recorder.error_bound() < 1
+
+
+def test_a_batch_row_knows_nothing_of_the_other(cases):
+    method = Lite(threshold=0.4, **BLOCKS)
+    alone, together = method.init_state(), method.init_state()
+    one, two = video(6, LAYOUT, cases), video(7, LAYOUT, cases)
+    both = [torch.cat(pair) for pair in zip(one, two, strict=True)]
+    for step in range(4):
+        site = cases.site(step=step)
+        plans = [method.plan(*one, LAYOUT, site, alone), method.plan(*both, LAYOUT, site, together)]
+        for tokens, plan, state in ((one, plans[0], alone), (both, plans[1], together)):
+            method.observe(run_plan(*tokens, plan), plan, site, state)
+        assert torch.equal(plans[0].mask.to_dense(), plans[1].mask.to_dense()[:1])
+    assert not torch.equal(plans[1].mask.to_dense()[0], plans[1].mask.to_dense()[1])
+
+
+def test_a_step_that_a_cache_leaves_out_changes_nothing(cases):
+    kept = []
+    for steps in ((0, 1, 2), (0, 3, 7)):
+        method = Lite(threshold=0.4, **BLOCKS)
+        state, tokens = method.init_state(), video(8, LAYOUT, cases)
+        for step in steps:
+            plan = method.plan(*tokens, LAYOUT, cases.site(step=step), state)
+            method.observe(run_plan(*tokens, plan), plan, cases.site(step=step), state)
+        kept.append(plan.mask.to_dense())
+    assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("options", CRITERIA[:4], ids=ids)
+def test_a_refresh_looks_at_all_tiles_again(options, cases):
+    calls = run(Lite(refresh_every=4, **BLOCKS, **options), 9, LAYOUT, cases)
+    full = [float(plan.density()) == 1 for plan, _, _ in calls]
+    assert [full[n] for n in (0, 4, 8)] == [True] * 3
+    assert [full[n] for n in (3, 7)] == [False] * 2
+
+
+def test_an_earlier_step_or_another_layout_begins_anew(cases):
+    method = Lite(threshold=0.4, **BLOCKS)
+    state = method.init_state()
+    assert float(run(method, 3, LAYOUT, cases, state=state)[-1][0].density()) < 1
+    assert float(run(method, 1, LAYOUT, cases, state=state, start=0)[0][0].density()) == 1
+    turned = VideoLayout(4, 10, 6)
+    assert float(run(method, 2, LAYOUT, cases, state=state, start=1)[-1][0].density()) < 1
+    assert float(run(method, 1, turned, cases, state=state, start=3)[0][0].density()) == 1
+
+
+# Seeds.
+
+
+def test_a_draft_seed_is_pruned_from_its_first_call_on(cases):
+    layout = VideoLayout(4, 12, 16)
+    method = Lite(threshold=0.9, seed="draft", seed_density=0.5)
+    draft = build_method("draft", {"density": 0.5})
+    calls = run(method, 4, layout, cases)
+    assert calls[0][0].error_bound is None  # nobody weighed what the seed left out
+    expected = draft.plan(*calls[0][1], layout, cases.site(), draft.init_state())
+    kept = masks(calls)
+    assert torch.equal(kept[0], expected.mask.to_dense())
+    assert torch.equal(calls[0][0].q_order, expected.q_order)
+    assert all(not bool((b & ~a).any()) for a, b in itertools.pairwise(kept))
+    assert float(calls[-1][0].density()) < float(calls[0][0].density())
+    for plan, tokens, output in calls:
+        expected = cases.masked_attention(*tokens, cases.natural_mask(plan, 1, 2))
+        torch.testing.assert_close(output.out.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_refresh_asks_the_seed_again(cases):
+    layout = VideoLayout(4, 12, 16)
+    method = Lite(threshold=0.9, seed="draft", seed_density=0.4, refresh_every=3)
+    calls = run(method, 6, layout, cases)
+    draft = build_method("draft", {"density": 0.4})
+    again = draft.plan(*calls[3][1], layout, cases.site(), draft.init_state())
+    assert torch.equal(calls[3][0].mask.to_dense(), again.mask.to_dense())
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        ("svg2", "seed='svg2' keeps blocks of unequal size"),
+        ("lite", "cannot start from itself"),
+        ("best", "unknown method 'best'"),
+    ],
+)
+def test_seeds_that_cannot_be_pruned_are_refused(seed, message, cases):
+    with pytest.raises(UsageError, match=message):
+        run(Lite(threshold=0.5, seed=seed), 1, VideoLayout(4, 12, 16), cases)
+
+
+# Thresholds.
+
+
+def table(**changes):
+    values = {
+        "criterion": "running_mass",
+        "blocks": [16, 8],
+        "layers": {"transformer": [[0.1 * layer, 0.05] for layer in range(8)]},
+    }
+    return {**values, **changes}
+
+
+def test_thresholds_hold_by_layer_and_part_of_the_steps(cases):
+    method = Lite(thresholds=table(), **BLOCKS)
+    found = [method.thresholds.of(cases.site(step, layer)) for layer, step in
+             ((0, 0), (3, 9), (3, 10), (3, 19))]  # fmt: skip
+    assert found == [0.0, pytest.approx(0.3), 0.05, 0.05]
+    several = [masks(run(method, 2, LAYOUT, cases, layer=layer))[-1] for layer in (0, 4, 7)]
+    assert [float(x.float().mean()) for x in several] == sorted(
+        (float(x.float().mean()) for x in several), reverse=True
+    )
+    assert float(several[0].float().mean()) == 1
+    alone = masks(run(Lite(threshold=0.1 * 7, **BLOCKS), 2, LAYOUT, cases))[-1]
+    assert torch.equal(several[2], alone)
+    assert method.thresholds.as_values() == table()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"threshold": -10.0}, r"must lie in \[0, 1\] .* log2"),
+        ({"threshold": 1.5}, r"must lie in \[0, 1\]"),
+        ({"criterion": "previous_mass", "threshold": -10}, r"must lie in \[0, 1\]"),
+        ({"criterion": "running_max", "threshold": 10.0}, "must be below 0 .* log2"),
+        ({"criterion": "running_max", "threshold": 0.0}, "must be below 0"),
+        ({"threshold": float("nan")}, "must be a number"),
+        ({"threshold": True}, "must be a number"),
+        ({"threshold": "0.1"}, "must be a number"),
+        ({"criterion": "best"}, "criterion='best' is unknown; use one of running_mass"),
+        ({"order": "spiral"}, "order='spiral' is unknown"),
+        ({"refresh_every": 1}, "refresh_every=1 must be at least 2"),
+        ({"seed": "draft", "seed_density": 0.0}, r"seed_density=0.0 must lie in \(0, 1\]"),
+        ({"blocks": (0, 8)}, "blocks="),
+        ({"density": 0.0}, r"density=0.0 must lie in \(0, 1\]"),
+        ({"thresholds": 0.1}, "must be a table with .* a single number goes to threshold="),
+        ({"thresholds": table(), "threshold": 0.1}, "both given"),
+        ({"thresholds": table(), "criterion": "running_max"}, "are for criterion 'running_mass'"),
+        ({"thresholds": table(extra=1)}, "unknown 'extra'"),
+        ({"thresholds": {"criterion": "running_mass"}}, "no 'blocks'"),
+        ({"thresholds": table(layers={"transformer": [[-3.0]]})}, r"transformer 0=-3.0 must lie"),
+        ({"thresholds": table(layers={"transformer": [[0.1], [0.1, 0.2]]})}, "2 segments"),
+        ({"thresholds": table(layers={})}, "a row of thresholds for every layer"),
+    ],
+)
+def test_impossible_parameters_are_refused_with_the_reason(wrong, message):
+    with pytest.raises(UsageError, match=message):
+        Lite(**wrong)
+
+
+def test_thresholds_of_another_model_tile_or_unknown_steps_are_refused(cases):
+    method = Lite(thresholds=table(), **BLOCKS)
+    site = cases.site()
+    with pytest.raises(UsageError, match=r"another model: .*8 layers, and this is .* 30 layers"):
+        method.thresholds.of(replace(site, num_layers=30))
+    with pytest.raises(UsageError, match="transformer_2 with 8 layers"):
+        method.thresholds.of(replace(site, transformer="transformer_2"))
+    with pytest.raises(UsageError, match=r"give num_steps= to handle.generation"):
+        method.thresholds.of(replace(site, num_steps=None))
+    with pytest.raises(UsageError, match=r"tiles of 16 x 8 tokens and the kernels take 64 x 64"):
+        run(Lite(thresholds=table()), 1, LAYOUT, cases)
+
+
+def test_a_density_that_text_alone_exceeds_is_refused(cases):
+    layout = VideoLayout(2, 6, 10, text_after=100)
+    with pytest.raises(UsageError, match=r"density=0\.3 is too small here: text"):
+        run(Lite(0.3, **BLOCKS), 1, layout, cases)
+
+
+def test_density_one_is_dense(cases):
+    method = Lite(1.0)
+    tokens = video(0, LAYOUT, cases)
+    assert method.plan(*tokens, LAYOUT, cases.site(), method.init_state()) is None

@@ -1,0 +1,119 @@
+"""What LiteAttention carries from step to step, and the lists its kernels visit."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.compact_lists import compact_lists
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.blocks import BlockGeometry, raster_geometry
+from vidsparse.methods.mask_bits import pack_bits, unpack_bits
+
+
+@dataclass
+class Tiles:
+    """The tiles of one layer and branch since they were last all looked at.
+
+    Attributes:
+        layout: what they were cut from.
+        step: step of their first call.
+        blocks: (query, key) tokens of a tile.
+        q_order: (B | 1, H | 1, S) int32 token order of the queries; None for the natural one.
+        kv_order: the same for keys.
+        bits: (B, H, Nq, ceil(Nkv / 8)) uint8, tiles that are still kept.
+        full: no tile was left out yet, by a look or by a seed.
+        skipped: (B, H, Nq) float32, the most attention per query that tiles held when they were
+            dropped.
+        backwards: visit the tiles from the last to the first.
+        settled: nothing more is going to be dropped.
+        lse: (B, H, ceil(S / 8)) float16 log-sum-exp of the call before, means of 8 queries.
+    """
+
+    layout: VideoLayout
+    step: int
+    blocks: tuple[int, int]
+    q_order: Tensor | None
+    kv_order: Tensor | None
+    bits: Tensor
+    full: bool
+    skipped: Tensor
+    backwards: bool = False
+    settled: bool = False
+    lse: Tensor | None = None
+
+    def geometry(self) -> BlockGeometry:
+        """Return the tiles' sizes and those that always stay, as they lie in the tiles' order."""
+        own = self.q_order is self.kv_order
+        return raster_geometry(self.layout, self.blocks, self.bits.device, own=own)
+
+    def kept(self) -> Tensor:
+        """Return (B, H, Nq, Nkv) bool."""
+        return unpack_bits(self.bits, -(-self.layout.num_tokens // self.blocks[1]))
+
+    def mask(self) -> BlockMask:
+        """Return the lists of kept tiles, in the direction that is due."""
+        S = self.layout.num_tokens
+        if self.full and not self.backwards:
+            sides = {"block_q": self.blocks[0], "block_kv": self.blocks[1]}
+            return BlockMask.full(**sides, seq_q=S, seq_kv=S, device=self.bits.device)
+        return visiting_mask(self.kept(), self.blocks, S, backwards=self.backwards)
+
+    def error_bound(self) -> Tensor:
+        """Return the most that outputs moved on average, 0-dim, in lengths of the longest value.
+
+        It holds for tiles that still hold what they held when they were dropped: leaving out a
+        share m of the attention moves an output by at most 2 m times the longest value vector.
+        """
+        return 2 * self.skipped.clamp(max=1).mean()
+
+    def drop(self, light: Tensor, held: Tensor) -> None:
+        """Stop keeping tiles.
+
+        Args:
+            light: (B, H, Nq, Nkv) bool; tiles that always stay are kept all the same.
+            held: the most attention per query that each tile holds.
+        """
+        kept = self.kept()
+        dropped = kept & light & ~self.geometry().forced
+        self.bits, self.full = pack_bits(kept & ~dropped), False
+        self.skipped += (held * dropped).sum(-1)
+
+
+@dataclass
+class LiteState:
+    """One layer and branch of one generation.
+
+    Attributes:
+        tiles: None before the first call.
+        seed: state of the method that the tiles start from.
+    """
+
+    tiles: Tiles | None = None
+    seed: Any = None
+
+
+def visiting_mask(
+    kept: Tensor, blocks: tuple[int, int], num_tokens: int, *, backwards: bool
+) -> BlockMask:
+    """Build lists that the kernels visit in one direction or the other.
+
+    The last key block stays last in its lists, where kernels expect a partial one.
+
+    Args:
+        kept: (B, H, Nq, Nkv) bool.
+        blocks: (query, key) tokens per block.
+        num_tokens: S.
+        backwards: list the blocks from the last but one down to the first.
+    """
+    if not backwards:
+        return BlockMask.from_dense(
+            kept, block_q=blocks[0], block_kv=blocks[1], seq_q=num_tokens, seq_kv=num_tokens
+        )
+    last = kept.shape[-1] - 1
+    turned = torch.cat((kept[..., :-1].flip(-1), kept[..., -1:]), -1)
+    counts, slots = compact_lists(turned)
+    indices = torch.where(slots < last, last - 1 - slots, slots)
+    return BlockMask(counts, indices, *blocks, num_tokens, num_tokens)
