@@ -68,4 +68,5 @@ def largest_drift(reference: Tensor, lse: Tensor, block: int) -> Tensor:
         block: query tokens per block.
     """
     drift = torch.nn.functional.pad(reference - lse, (0, -lse.shape[-1] % block), value=-torch.inf)
-    return drift.unflatten(-1, (-1, block)).amax(-1).exp()
+    worst: Tensor = drift.unflatten(-1, (-1, block)).amax(-1)
+    return worst.exp()
