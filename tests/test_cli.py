@@ -151,8 +151,8 @@ def test_compare_writes_table_pictures_json_and_page(run: Run, model: Path, tmp_
     out, page, file = tmp_path / "cmp", tmp_path / "page.html", tmp_path / "rows.json"
     done = run(
         "compare", "--model", model, "--prompt", "a cat", *SIZE, "--density", "0.5",
-        "--method", "random", "--method", "oracle", "--method", "dense", "--floor",
-        "--out", out, "--json", file, "--report", page,
+        "--method", "random", "--method", "oracle", "--method", "dense", "--floor", "precision",
+        "--out", out, "--json", file, "--report", page, "--maps",
     )  # fmt: skip
     assert done.code == 0, done.err
     document = json.loads(file.read_text())
@@ -165,16 +165,22 @@ def test_compare_writes_table_pictures_json_and_page(run: Run, model: Path, tmp_
     assert rows["random"]["psnr"] > 10
     assert rows["random"]["density"] == pytest.approx(0.5, abs=0.1)
     assert all(row["speedup"] > 0 and -1 <= row["ssim"] <= 1 for row in rows.values())
-    assert sorted(path.name for path in out.iterdir()) == ["contact-sheet.png", "side-by-side.mp4"]
+    assert rows[f"dense {other}"]["role"] == "floor"
+    names = ["clips", "contact-sheet.png", "results.json", "side-by-side.mp4"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert json.loads((out / "results.json").read_text()) == document
+    assert len(list(out.glob("clips/*/maps.json"))) == 2
     assert "speed-up" in done.out
-    assert "<svg" in page.read_text()
-    assert "http://" not in page.read_text().split("<svg")[0]
+    assert "clip 1 of 5: dense, seed 0; about " in done.err
+    again = run("report", out, "--out", tmp_path / "again.html")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again.html").read_text() == page.read_text()
 
 
 def test_compare_prints_pure_json(run: Run, model: Path, tmp_path: Path) -> None:
     done = run(
         "compare", "--model", model, "--prompt", "a cat", *SIZE, "--method", "random:density=0.4",
-        "--clips", "2", "--out", tmp_path, "--json", "-",
+        "--seeds", "2", "--floor", "none", "--out", tmp_path, "--json", "-",
     )  # fmt: skip
     document = json.loads(done.out)
     assert done.err == ""
@@ -185,7 +191,10 @@ def test_compare_prints_pure_json(run: Run, model: Path, tmp_path: Path) -> None
 
 @pytest.mark.skipif(not has_weights("tiny"), reason="this checkout holds no weights")
 def test_bundled_model_is_the_default_and_its_content_is_judged(run: Run, tmp_path: Path) -> None:
-    done = run("compare", "--steps", "2", "--density", "0.3", "--out", tmp_path, "--json", "-")
+    done = run(
+        "compare", "--steps", "2", "--density", "0.3", "--floor", "none", "--out", tmp_path,
+        "--json", "-",
+    )  # fmt: skip
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert document["meta"]["model"] == "tiny"
@@ -231,7 +240,15 @@ BAD = {
     "no rate": (("compare", "--fps", "0"), "--fps"),
     "negative seed": (("compare", "--seed", "-1"), "--seed"),
     "missing preset": (("compare", "--preset", "none.json"), "no preset file"),
-    "no clips": (("compare", "--clips", "0"), "at least 1"),
+    "no clips": (("compare", "--seeds", "0"), "at least 1"),
+    "unknown floor": (("compare", "--floor", "low"), "choose one of auto, precision, backend"),
+    "no prompts file": (("compare", "--prompts", "none.txt"), "cannot read prompts"),
+    "empty prompts file": (("compare", "--prompts", "file"), "holds no prompt"),
+    "no results": (("report", "tests"), "holds no results.json"),
+    "unwritable page": (("report", "tests", "--out", "file/a.html"), "is no writable folder"),
+    "no scenes": (("report", "tests", "--scenes", "0"), "at least 1"),
+    "missing video": (("metrics", "a.mp4", "b.mp4"), "there is no video a.mp4"),
+    "broken video": (("metrics", "file", "file"), "cannot be decoded"),
     "unknown check": (("models", "--check", "huge"), "no bundled model"),
     "no mp4": (("generate", "--prompt", "x", "--out", "a.gif"), "does not end in .mp4"),
     "unwritable folder": (

@@ -1,18 +1,21 @@
 import json
-import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from vidsparse import report
-from vidsparse.compare import Comparison, Contender, Record, Scene, compare
+from vidsparse.clips import FolderClips, Forgetful, MemoryClips
+from vidsparse.compare import Comparison, Contender, Judges, Progress, Scene, compare
 from vidsparse.errors import UsageError
+from vidsparse.floors import floor_contender
 from vidsparse.generate import Clip, DenoiseTimer, Sampling, sample
-from vidsparse.models.content import ContentScore
 from vidsparse.pipelines.testing import wan
-from vidsparse.quality import Quality
+from vidsparse.quality import Lpips, ssim_per_frame
 from vidsparse.request import SparseRequest, parse_count_or_share, parse_method
+from vidsparse.video import to_float, to_uint8
+from vidsparse.watched_sites import watch_sites
 
 # 256 tokens: the fewest that are attended to sparsely.
 SAMPLING = Sampling(height=128, width=128, num_frames=13, steps=2)
@@ -30,9 +33,14 @@ def contender(pipe: Any, text: str) -> Contender:
     return Contender(text, pipe, parse_method(text, PLAIN))
 
 
-def run(pipe: Any, *methods: str, scenes: tuple[Scene, ...] = (Scene("x", 3),)) -> Comparison:
+JUDGES = Judges(lpips="unavailable: no")
+
+
+def run(
+    pipe: Any, *methods: str, scenes: tuple[Scene, ...] = (Scene("x", 3),), **options: Any
+) -> Comparison:
     contenders = [contender(pipe, text) for text in methods]
-    return compare(Contender("dense", pipe), contenders, scenes, SAMPLING, lpips="unavailable: no")
+    return compare(Contender("dense", pipe), contenders, scenes, SAMPLING, JUDGES, **options)
 
 
 def test_density_one_is_the_dense_video(pipe: Any) -> None:
@@ -41,6 +49,7 @@ def test_density_one_is_the_dense_video(pipe: Any) -> None:
     assert row["psnr"] is None
     assert row["density"] == 1.0
     assert row["lpips"] == "unavailable: no"
+    assert row["verdict"] == "indistinguishable"
     json.dumps(row, allow_nan=False)
 
 
@@ -53,97 +62,112 @@ def test_more_density_is_closer_to_dense_and_the_second_run_is_the_first(pipe: A
 
 
 def test_every_scene_is_measured_against_its_own_dense_clip(pipe: Any) -> None:
-    made = run(pipe, "random:density=1", scenes=(Scene("x", 0), Scene("y", 1)))
+    clips = MemoryClips()
+    made = run(pipe, "random:density=1", scenes=(Scene("x", 0), Scene("y", 1)), clips=clips)
     assert made.rows()[0]["identical"]
     assert made.rows()[0]["clips"] == 2
-    first = made.clips()[0][1]
-    assert torch.equal(first, sample(pipe, "x", SAMPLING, seed=0).video)
+    first = clips.frames(made.dense.key, Scene("x", 0))
+    assert np.array_equal(first, to_uint8(sample(pipe, "x", SAMPLING, seed=0).video))
+    pair = [to_float(clips.frames(made.dense.key, scene)) for scene in made.scenes]
+    assert made.strangers == pytest.approx([float(ssim_per_frame(*pair).mean())] * 2, abs=1e-5)
 
 
-def test_progress_names_contender_and_seed(pipe: Any) -> None:
-    seen: list[tuple[str, int, int]] = []
-    compare(
-        Contender("dense", pipe),
-        [contender(pipe, "random")],
-        [Scene("x", 7)],
-        SAMPLING,
-        lpips="",
-        on_progress=lambda *what: seen.append(what),
-    )
-    assert seen == [(f"{name}, seed 7", done, 2) for name in ("dense", "random") for done in (1, 2)]
+def test_progress_counts_clips_and_steps(pipe: Any) -> None:
+    seen: list[Progress] = []
+    run(pipe, "random", scenes=(Scene("x", 7),), on_progress=seen.append)
+    assert seen == [
+        Progress(f"{name}, seed 7", number, 2, step, 2)
+        for number, name in ((1, "dense"), (2, "random"))
+        for step in (1, 2)
+    ]
 
 
 def test_bad_method_fails_before_anything_is_generated(pipe: Any) -> None:
-    seen: list[object] = []
+    seen: list[Progress] = []
     with pytest.raises(UsageError):
-        compare(
-            Contender("dense", pipe),
-            [contender(pipe, "random"), contender(pipe, "svg:density=0.01")],
-            [Scene("x", 0)],
-            SAMPLING,
-            lpips="",
-            on_progress=lambda *what: seen.append(what),
-        )
+        run(pipe, "random", "svg:density=0.01", on_progress=seen.append)
     assert seen == []
 
 
-def test_a_stopped_comparison_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
+def test_a_stopped_comparison_leaves_the_pipeline_and_goes_on(pipe: Any, tmp_path: Path) -> None:
     before = dict(pipe.transformer.attn_processors)
+    clips = FolderClips(tmp_path)
+    seen: list[str] = []
 
-    def stop(name: str, done: int, total: int) -> None:
-        if name.startswith("random"):
+    def stop(now: Progress) -> None:
+        if now.clip.startswith("random:density=0.5"):
             raise KeyboardInterrupt
 
+    methods = ("random", "random:density=0.5")
     with pytest.raises(KeyboardInterrupt):
-        compare(
-            Contender("dense", pipe),
-            [contender(pipe, "random")],
-            [Scene("x", 0)],
-            SAMPLING,
-            lpips="",
-            on_progress=stop,
-        )
+        run(pipe, *methods, clips=clips, on_progress=stop)
     after = pipe.transformer.attn_processors
     assert all(after[name] is processor for name, processor in before.items())
+    made = run(pipe, *methods, clips=clips, on_progress=lambda now: seen.append(now.clip))
+    assert set(seen) == {"random:density=0.5, seed 3"}
+    whole = run(pipe, *methods)
+    assert [row["psnr"] for row in made.rows()] == [row["psnr"] for row in whole.rows()]
+    assert all(clip.sites for record in made.contenders for clip in record.clips)
 
 
-def record(label: str, seconds: float, psnr: float, *, shape: bool) -> Record:
-    quality = Quality(psnr=(psnr, psnr), ssim=(0.5, 0.7), lpips=(0.2, 0.4))
-    calls = [{"density": 0.25, "overall_density": 0.4}]
-    content = [ContentScore(shape=shape, colour=True, direction=True)]
-    video = torch.zeros(2, 3, 16, 16)
-    return Record(label, video, [seconds], [quality], content, calls)
+def test_half_written_clips_and_other_settings_are_made_again(pipe: Any, tmp_path: Path) -> None:
+    clips, seen = FolderClips(tmp_path), []
+    made = run(pipe, "random", clips=clips)
+    key = made.contenders[0].key
+    clips.video_file(key, made.scenes[0]).with_suffix(".json").unlink()
+
+    def tell(now: Progress) -> None:
+        seen.append(now.clip)
+
+    run(pipe, "random", clips=clips, on_progress=tell)
+    assert set(seen) == {"random, seed 3"}
+    run(pipe, "random", clips=clips, settings={"steps": 3}, on_progress=tell)
+    assert set(seen) == {"random, seed 3", "dense, seed 3"}
+    seen.clear()
+    run(pipe, "random", clips=Forgetful(clips), on_progress=tell)
+    assert set(seen) == {"random, seed 3", "dense, seed 3"}
 
 
-def test_rows_report_and_table_say_the_same() -> None:
-    dense = record("dense", 4.0, math.inf, shape=True)
-    made = Comparison((Scene("x", 0),), dense, (record("svg", 2.0, 30.0, shape=False),))
-    (row,) = made.rows()
-    assert row["speedup"] == 2.0
-    assert row["ssim"] == pytest.approx(0.6)
-    assert row["lpips"] == pytest.approx(0.3)
-    assert row["content"] == {"shape": 0.0, "colour": 1.0, "direction": 1.0}
-    shown = report.cells(row)
-    assert shown[:7] == ("svg", "2.00x", "0.250", "0.400", "30.00", "0.6000", "0.3000")
-    assert "shape 0%" in shown[7]
-    assert len(shown) == len(report.HEADERS)
-    assert not any(note.startswith("LPIPS") for note in report.notes(made))
+def test_a_metric_that_became_available_is_measured_on_kept_clips(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = MemoryClips()
+    options = (Contender("dense", pipe), [contender(pipe, "random")], [Scene("x", 3)], SAMPLING)
+    compare(*options, JUDGES, clips=clips)
+
+    class Fake(Lpips):
+        def __init__(self) -> None:
+            pass
+
+        def __call__(self, video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(video),), 0.25)
+
+    monkeypatch.setattr("vidsparse.compare.sample", None)
+    made = compare(*options, Judges(Fake()), clips=clips)
+    assert made.rows()[0]["lpips"] == 0.25
 
 
-def test_report_escapes_what_users_type(tmp_path: Any) -> None:
-    dense = record("dense", 4.0, math.inf, shape=True)
-    made = Comparison((Scene("<script>", 0),), dense, (record("svg", 2.0, 30.0, shape=True),))
-    meta = {"model": "m", "device": "d", "date": "t", "command": "c", "commit": None}
-    report.write_report(tmp_path / "a.html", made, {**meta, "dtype": "f", "versions": {}})
-    page = (tmp_path / "a.html").read_text()
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
+def test_floor_and_context_are_part_of_the_comparison(pipe: Any) -> None:
+    floor = floor_contender("backend", "unused", pipe, "cpu", quiet=True)
+    assert floor.label == "dense math kernel"
+    method, other = run(pipe, "random", floor=floor).rows()
+    assert other["role"] == "floor"
+    # Another kernel only rounds differently.
+    assert other["identical"] or other["psnr"] > 50
+    assert method["verdict"] in ("undecided", "diverged")
+    assert "dB" in method["reason"]
 
 
-def test_infinite_values_never_reach_a_file(tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_json(tmp_path / "a.json", {"psnr": math.inf})
-    assert list(tmp_path.iterdir()) == []
+def test_watched_sites_give_density_and_recall_by_head(pipe: Any) -> None:
+    request = parse_method("random:density=0.5", PLAIN)
+    found = watch_sites(pipe, request, "x", SAMPLING, seed=0)
+    (table,) = found["transformers"]
+    assert table["steps"] == [0, 1]
+    density, recall = np.array(table["density"]), np.array(table["recall"])
+    assert density.shape == recall.shape == (2, len(pipe.transformer.blocks), 2)
+    assert density == pytest.approx(0.5, abs=0.1)
+    assert ((recall > 0.2) & (recall < 0.9)).all()
+    json.dumps(found, allow_nan=False)
 
 
 def test_timer_spans_all_transformer_calls_and_leaves_no_hooks() -> None:

@@ -180,7 +180,8 @@ def test_missing_and_broken_videos_are_refused(tmp_path: Path) -> None:
 
 
 def test_side_by_side_shows_every_clip_under_its_label() -> None:
-    clips = [("dense", torch.zeros(4, 3, 32, 48)), ("svg", torch.ones(4, 3, 32, 48) * 0.5)]
+    shape = (4, 32, 48, 3)
+    clips = [("dense", np.zeros(shape, np.uint8)), ("svg", np.full(shape, 128, np.uint8))]
     frames = side_by_side(clips)
     assert frames.dtype == np.uint8
     assert len(frames) == 4
@@ -193,7 +194,7 @@ def test_side_by_side_shows_every_clip_under_its_label() -> None:
 
 def test_contact_sheet_shows_first_and_last_frame() -> None:
     ramp = torch.linspace(0, 1, 9).view(9, 1, 1, 1).expand(9, 3, 32, 32)
-    sheet = contact_sheet([("ramp", ramp)], columns=3)
+    sheet = contact_sheet([("ramp", to_uint8(ramp))], columns=3)
     bottom = sheet[-1]
     assert bottom[0, 0] == 0
     assert bottom[bottom.shape[0] // 2, 0] == 128

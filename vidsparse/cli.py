@@ -10,8 +10,10 @@ from vidsparse.cli_bench import bench
 from vidsparse.cli_compare import compare
 from vidsparse.cli_generate import generate
 from vidsparse.cli_info import doctor, methods, models
+from vidsparse.cli_metrics import metrics
 from vidsparse.cli_preset import preset
 from vidsparse.cli_profile import profile
+from vidsparse.cli_report import report
 from vidsparse.errors import VidsparseError
 
 # Without markup, help needs no rich: half of the time `--help` would take.
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(compare)
+app.command()(metrics)
+app.command()(report)
 app.command()(methods)
 app.command()(models)
 app.command()(doctor)

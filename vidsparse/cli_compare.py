@@ -12,10 +12,12 @@ from vidsparse.cli_generate import (
     note_unknown_words,
     sparse_requests,
 )
+from vidsparse.cli_progress import clip_progress
 from vidsparse.errors import UsageError
 
 if TYPE_CHECKING:
-    from vidsparse.compare import Comparison, Contender, Scene
+    from vidsparse.clips import FolderClips, Scene
+    from vidsparse.compare import Comparison, Contender
     from vidsparse.generate import Sampling
     from vidsparse.request import SparseRequest
 
@@ -33,7 +35,12 @@ def compare(
         list[str] | None,
         typer.Option(help="What the video shows; repeatable. Default: one the model knows."),
     ] = None,
-    clips: Annotated[int, typer.Option(help="Seeds per prompt, counted from --seed.")] = 1,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with one prompt a line; # starts a comment.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", "--clips", help="Seeds per prompt, counted from --seed.")
+    ] = 1,
     model: common.Model = "tiny",
     grid: common.Grid = None,
     height: common.Height = None,
@@ -46,9 +53,21 @@ def compare(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     floor: Annotated[
-        bool, typer.Option("--floor", help="Also compare dense with dense in the other precision.")
+        str,
+        typer.Option(
+            help="Dense again, to tell noise: precision, backend, none; auto: backend on a GPU."
+        ),
+    ] = "auto",
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--maps", help="Also record density and recall by layer, step and head, untimed."
+        ),
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the MP4 and the contact sheet.")] = Path(
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make clips again that an earlier run finished.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results, clips and pictures.")] = Path(
         "out/compare"
     ),
     json: Annotated[
@@ -56,36 +75,66 @@ def compare(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page.")] = None,
 ) -> None:
-    """Generate densely and sparsely; table of speed and quality."""
+    """Generate densely and sparsely; table of speed and quality.
+
+    Finished clips are kept in --out: after an interrupt the same command goes on where it was.
+    """
+    from vidsparse import floors
     from vidsparse.generate import Sampling
     from vidsparse.loading import pick_device
+    from vidsparse.report import clips_in
     from vidsparse.video import check_file_name
 
-    files = [out / "side-by-side.mp4", report, Path(json) if json not in (None, "-") else None]
+    files = [out / "results.json", report, Path(json) if json not in (None, "-") else None]
     for path in files:
         if path is not None:
             check_file_name(path)
+    floors.check_floor(floor)
     shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
     requests = sparse_requests(method, shared)
     shared.check_device(pick_device(device))
-    scenes = _scenes(prompt, seed, clips)
+    scenes = read_scenes(prompt, prompts, seed, seeds)
     asked = Sampling(height, width, num_frames, steps, guidance)
     quiet = json == "-"
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=quiet)
     note_unknown_words(model, [scene.prompt for scene in scenes])
     contenders = _contenders(pipe, requests)
-    if floor:
-        contenders.append(_floor(model, pipe, device, quiet=quiet))
-    made = _run(pipe, contenders, scenes, sampling, model, quiet=quiet)
-    _deliver(made, _meta(pipe, model, sampling), out, json, report, fps)
+    other = floors.floor_contender(floor, model, pipe, device, quiet=quiet)
+    clips = clips_in(out, fps)
+    run = _Run(model, pipe, contenders, other, scenes, sampling, clips, fresh=fresh, quiet=quiet)
+    meta = _meta(pipe, model, sampling, fps)
+    made = run.make(meta)
+    if maps:
+        _record_maps(made, contenders, scenes[0], sampling, out, quiet=quiet)
+    _deliver(made, meta, out, json, report)
 
 
-def _scenes(prompts: list[str] | None, seed: int, clips: int) -> "list[Scene]":
-    from vidsparse.compare import Scene
+def read_scenes(
+    prompts: list[str] | None, file: Path | None, seed: int, seeds: int
+) -> "list[Scene]":
+    """Return every prompt with every seed, the seeds of a prompt together.
 
-    if clips < 1:
-        raise UsageError(f"--clips {clips} must be at least 1")
-    return [Scene(prompt, seed + i) for prompt in prompts or [DEFAULT_PROMPT] for i in range(clips)]
+    Raises:
+        UsageError: there are no seeds, or the file cannot be read or holds no prompt.
+    """
+    from vidsparse.clips import Scene
+
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds} must be at least 1")
+    given = [*(prompts or []), *([] if file is None else _prompts_in(file))]
+    unique = dict.fromkeys(given or [DEFAULT_PROMPT])
+    return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
+
+
+def _prompts_in(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read prompts from {file}: {error}") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageError(f"{file} holds no prompt; write one a line")
+    return found
 
 
 def _contenders(pipe: Any, requests: "list[SparseRequest]") -> "list[Contender]":
@@ -94,42 +143,60 @@ def _contenders(pipe: Any, requests: "list[SparseRequest]") -> "list[Contender]"
     return [Contender(request.label, pipe, request) for request in requests]
 
 
-def _floor(model: str, pipe: Any, device: str, *, quiet: bool) -> "Contender":
-    """Return dense generation in the other precision: differences below it mean nothing."""
-    import torch
+class _Run:
+    """One comparison from the command line: what is made, with what progress."""
 
-    from vidsparse.compare import Contender
-    from vidsparse.loading import load_pipeline, pick_device
+    def __init__(
+        self,
+        model: str,
+        pipe: Any,
+        contenders: "list[Contender]",
+        floor: "Contender | None",
+        scenes: "list[Scene]",
+        sampling: "Sampling",
+        clips: "FolderClips",
+        *,
+        fresh: bool,
+        quiet: bool,
+    ) -> None:
+        self._model, self._pipe, self._quiet = model, pipe, quiet
+        self._contenders, self._floor, self._scenes = contenders, floor, scenes
+        self._sampling, self._clips, self._fresh = sampling, clips, fresh
 
-    other = torch.bfloat16 if pipe.transformer.dtype == torch.float32 else torch.float32
-    with common.waiting(f"loading {model} in {other}", quiet=quiet):
-        second = load_pipeline(model, device=pick_device(device), dtype=other)
-    return Contender(f"dense {str(other).removeprefix('torch.')}", second)
+    def make(self, meta: dict[str, Any]) -> "Comparison":
+        """Make what is missing; an interrupt says what is kept."""
+        from vidsparse.clips import Forgetful
+        from vidsparse.compare import Contender, Judges, compare
+        from vidsparse.quality import load_lpips
+
+        alex, vgg = (load_lpips(self._pipe.device, net=net) for net in ("alex", "vgg"))
+        judges = Judges(alex, vgg, content=_can_judge(self._model, self._scenes))
+        clips = Forgetful(self._clips) if self._fresh else self._clips
+        try:
+            with clip_progress(quiet=self._quiet) as tell:
+                return compare(
+                    Contender("dense", self._pipe),
+                    self._contenders,
+                    self._scenes,
+                    self._sampling,
+                    judges,
+                    floor=self._floor,
+                    clips=clips,
+                    settings=_settings(meta),
+                    on_progress=tell,
+                )
+        except KeyboardInterrupt:
+            common.note(
+                f"finished clips are kept in {self._clips.folder}; the same command goes on"
+            )
+            raise
 
 
-def _run(
-    pipe: Any,
-    contenders: "list[Contender]",
-    scenes: "list[Scene]",
-    sampling: "Sampling",
-    model: str,
-    *,
-    quiet: bool,
-) -> "Comparison":
-    from vidsparse.compare import Contender, compare
-    from vidsparse.quality import load_lpips
-
-    dense = Contender("dense", pipe)
-    with common.progress_bars(quiet=quiet) as bars:
-        return compare(
-            dense,
-            contenders,
-            scenes,
-            sampling,
-            lpips=load_lpips(pipe.device),
-            judge_content=_can_judge(model, scenes),
-            on_progress=bars,
-        )
+def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides a clip and its time besides the method: clips differ where it does."""
+    names = ("model", "dtype", "sampling", "device", "torch")
+    commit = (meta["commit"] or "").removesuffix("+changes")
+    return {**{name: meta[name] for name in names}, "commit": commit}
 
 
 def _can_judge(model: str, scenes: "list[Scene]") -> bool:
@@ -143,7 +210,7 @@ def _can_judge(model: str, scenes: "list[Scene]") -> bool:
         return False
 
 
-def _meta(pipe: Any, model: str, sampling: "Sampling") -> dict[str, Any]:
+def _meta(pipe: Any, model: str, sampling: "Sampling", fps: float) -> dict[str, Any]:
     from vidsparse.profiling.environment import run_meta
 
     dtype = str(pipe.transformer.dtype).removeprefix("torch.")
@@ -151,33 +218,57 @@ def _meta(pipe: Any, model: str, sampling: "Sampling") -> dict[str, Any]:
         "model": model,
         "dtype": dtype,
         "sampling": sampling.arguments(),
+        "fps": fps,
         **run_meta(pipe.device),
     }
 
 
-def _deliver(
+def _record_maps(
     made: "Comparison",
-    meta: dict[str, Any],
+    contenders: "list[Contender]",
+    scene: "Scene",
+    sampling: "Sampling",
     out: Path,
-    json: str | None,
-    report: Path | None,
-    fps: float,
+    *,
+    quiet: bool,
+) -> None:
+    """Generate the first clip once more per method, watched; maps of an earlier run are kept."""
+    from vidsparse.report import maps_file, write_json
+    from vidsparse.watched_sites import watch_sites
+
+    for record, contender in zip(made.contenders, contenders, strict=True):
+        file = maps_file(out, record.key)
+        calls = record.clips[0].calls
+        if contender.request is None or file.is_file() or not calls or not calls["sparse_calls"]:
+            continue
+        with common.waiting(f"recording maps of {record.label}", quiet=quiet):
+            found = watch_sites(
+                contender.pipe, contender.request, scene.prompt, sampling, seed=scene.seed
+            )
+        write_json(file, found)
+
+
+def _deliver(
+    made: "Comparison", meta: dict[str, Any], out: Path, json: str | None, report: Path | None
 ) -> None:
     from vidsparse import report as pages
 
-    written = pages.write_pictures(out, made, fps=fps)
+    found = pages.document(made, meta)
+    written = [pages.write_results(out, found)]
+    results = pages.Results(out, found)
+    written += pages.write_pictures(results)
     if report is not None:
-        pages.write_report(report, made, meta)
+        pages.write_report(report, results)
         written.append(report)
     if json == "-":
-        common.print_json(pages.document(made, meta))
+        common.print_json(found)
         return
     if json is not None:
-        pages.write_json(Path(json), pages.document(made, meta))
+        pages.write_json(Path(json), found)
         written.append(Path(json))
     from rich.console import Console
 
-    Console().print(pages.table(made))
-    for line in pages.notes(made):
+    Console().print(pages.table(found))
+    for line in pages.notes(found):
         typer.echo(line)
     typer.echo("wrote " + ", ".join(map(str, written)))

@@ -1,28 +1,45 @@
 """Generate the same clips densely and sparsely, and measure what sparsity costs and saves."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
+from vidsparse.clips import ClipFacts, Clips, MemoryClips, Scene, SiteDensity, contender_key
 from vidsparse.generate import Clip, OnStep, Sampling, sample, warm_up
-from vidsparse.models.content import ContentScore, score_clip
-from vidsparse.quality import Lpips, Quality, compare_videos, mean_psnr
+from vidsparse.models.content import score_clip
+from vidsparse.quality import Lpips, compare_videos, ssim_per_frame
+from vidsparse.quality.measure import NOT_ASKED
 from vidsparse.request import SparseRequest
+from vidsparse.scores import Comparison, Record
+from vidsparse.video import to_float, to_uint8
 
-# Called after each step with what is generated, the number of steps done and of all steps.
-OnProgress = Callable[[str, int, int], None]
+__all__ = ["Comparison", "Contender", "Progress", "Scene", "compare"]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A clip to generate: the prompt and the seed of its noise."""
+class Progress:
+    """Where a comparison stands, after each denoising step.
 
-    prompt: str
-    seed: int
+    Attributes:
+        clip: what is being generated, for people.
+        number: of this clip, from 1.
+        clips: to generate in this run; finished ones of an earlier run are not among them.
+        step: steps done of this clip.
+        steps: of a clip.
+    """
+
+    clip: str
+    number: int
+    clips: int
+    step: int
+    steps: int
+
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -33,54 +50,48 @@ class Contender:
         label: how tables and pictures name it.
         pipe: the pipeline that generates.
         request: the sparse method; None generates densely.
+        context: entered around each generation, such as another attention backend.
     """
 
     label: str
     pipe: Any
     request: SparseRequest | None = None
-
-
-@dataclass
-class Record:
-    """What one contender made of all scenes.
-
-    Attributes:
-        label: the contender's.
-        first: (F, 3, H, W) video of the first scene, for pictures.
-        denoise_seconds: per scene.
-        quality: per scene, against the dense clip.
-        content: per scene; empty when the captions cannot be judged.
-        calls: per scene, the attached method's summary; empty for dense contenders.
-    """
-
-    label: str
-    first: Tensor | None = None
-    denoise_seconds: list[float] = field(default_factory=list)
-    quality: list[Quality] = field(default_factory=list)
-    content: list[ContentScore] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The dense reference and the contenders, over all scenes."""
+class Judges:
+    """What clips are measured by.
 
-    scenes: tuple[Scene, ...]
-    dense: Record
-    contenders: tuple[Record, ...]
+    Attributes:
+        lpips: the metric, or the note that says why it is unavailable.
+        lpips_vgg: alike.
+        content: score clips against their captions (bundled model's grammar).
+    """
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one JSON-ready row per contender, in the order given."""
-        return [_row(record, self.dense) for record in self.contenders]
+    lpips: Lpips | str
+    lpips_vgg: Lpips | str = NOT_ASKED
+    content: bool = False
 
-    def dense_row(self) -> dict[str, Any]:
-        """Return what is known of the dense clips: time and content."""
-        return {"method": "dense", **_time(self.dense), "content": _content(self.dense)}
 
-    def clips(self) -> list[tuple[str, Tensor]]:
-        """Return label and video of the first scene, dense first."""
-        records = (self.dense, *self.contenders)
-        return [(record.label, record.first) for record in records if record.first is not None]
+@dataclass
+class _Run:
+    """What all clips of a comparison share."""
+
+    sampling: Sampling
+    judges: Judges
+    clips: Clips
+    settings: Mapping[str, Any]
+    on_progress: OnProgress | None
+    missing: int = 0
+    started: int = 0
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def key(self, contender: Contender) -> str:
+        request = None if contender.request is None else asdict(contender.request)
+        return contender_key(
+            contender.label, {**self.settings, "label": contender.label, "request": request}
+        )
 
 
 def compare(
@@ -88,137 +99,167 @@ def compare(
     contenders: Sequence[Contender],
     scenes: Sequence[Scene],
     sampling: Sampling,
+    judges: Judges,
     *,
-    lpips: Lpips | str,
-    judge_content: bool = False,
+    floor: Contender | None = None,
+    clips: Clips | None = None,
+    settings: Mapping[str, Any] | None = None,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Run every contender on every scene, after the dense clip of the same seed.
 
     All methods are attached once before anything is generated, then everyone runs an untimed
-    step: options that cannot work fail at once, and no clip pays for compilation.
+    step: options that cannot work fail at once, and no clip pays for compilation. Metrics are
+    taken on the 8-bit frames that are kept, so that anybody gets the same from the files.
 
     Args:
         dense: the reference.
         contenders: what is measured against it.
         scenes: prompts and seeds.
         sampling: options of all clips.
-        lpips: the metric, or the note that says why it is unavailable.
-        judge_content: score clips against their captions (bundled model's grammar).
+        judges: metrics.
+        floor: another dense run, what differences mean nothing below.
+        clips: where clips are kept; those it holds of an earlier run are not made again.
+        settings: JSON values that decide what is generated besides the method, for ``clips``.
         on_progress: called after each step.
 
     Raises:
         VidsparseError: a method cannot be attached.
     """
-    for contender in contenders:
+    everyone = [dense, *contenders, *([] if floor is None else [floor])]
+    _check_methods(everyone)
+    store = MemoryClips() if clips is None else clips
+    run = _Run(sampling, judges, store, settings or {}, on_progress)
+    missing = list(_missing(run, everyone, scenes))
+    run.missing = len(missing)
+    for contender in everyone:
+        if any(one is contender for one, _ in missing):
+            _warm_up(contender, scenes[0].prompt, sampling)
+    records = [Record(one.label, run.key(one)) for one in everyone]
+    for scene in scenes:
+        for contender, record in zip(everyone, records, strict=True):
+            record.clips.append(_clip(run, contender, scene, None if contender is dense else dense))
+    return Comparison(
+        scenes=tuple(scenes),
+        dense=records[0],
+        contenders=tuple(records[1 : 1 + len(contenders)]),
+        floor=None if floor is None else records[-1],
+        strangers=_strangers(run, records[0].key, scenes),
+    )
+
+
+def _check_methods(everyone: Sequence[Contender]) -> None:
+    for contender in everyone:
         if contender.request is not None:
             contender.request.enable(contender.pipe).disable()
-    reference, records = Record(dense.label), [Record(one.label) for one in contenders]
-    for contender in (dense, *contenders):
-        _warm_up(contender, scenes[0].prompt, sampling)
+
+
+def _missing(
+    run: _Run, everyone: Sequence[Contender], scenes: Sequence[Scene]
+) -> Iterator[tuple[Contender, Scene]]:
     for scene in scenes:
-        truth = _generate(dense, scene, sampling, reference, on_progress)
-        _judge(truth, scene, reference, judge_content)
-        for contender, record in zip(contenders, records, strict=True):
-            clip = _generate(contender, scene, sampling, record, on_progress)
-            record.quality.append(compare_videos(clip.video, truth.video, lpips=lpips))
-            _judge(clip, scene, record, judge_content)
-    return Comparison(tuple(scenes), reference, tuple(records))
+        for contender in everyone:
+            if run.clips.find(run.key(contender), scene) is None:
+                yield contender, scene
 
 
 def _warm_up(contender: Contender, prompt: str, sampling: Sampling) -> None:
-    if contender.request is None:
-        warm_up(contender.pipe, prompt, sampling, steps=1)
-        return
-    handle = contender.request.enable(contender.pipe)
-    try:
-        steps = contender.request.steps_to_reach_sparse()
-        warm_up(contender.pipe, prompt, sampling, steps=steps)
-    finally:
-        handle.disable()
+    with contender.context():
+        if contender.request is None:
+            warm_up(contender.pipe, prompt, sampling, steps=1)
+            return
+        handle = contender.request.enable(contender.pipe)
+        try:
+            steps = contender.request.steps_to_reach_sparse()
+            warm_up(contender.pipe, prompt, sampling, steps=steps)
+        finally:
+            handle.disable()
 
 
-def _generate(
-    contender: Contender,
-    scene: Scene,
-    sampling: Sampling,
-    record: Record,
-    on_progress: OnProgress | None,
-) -> Clip:
-    on_step = None if on_progress is None else _named(on_progress, contender, scene)
-    handle = None if contender.request is None else contender.request.enable(contender.pipe)
+def _clip(run: _Run, contender: Contender, scene: Scene, dense: Contender | None) -> ClipFacts:
+    """Return what is known of a clip, after making it unless it is there."""
+    key = run.key(contender)
+    facts = run.clips.find(key, scene)
+    if facts is None:
+        run.started += 1
+        made, facts = _generate(run, contender, scene)
+        frames = to_uint8(made.video)
+        facts = _judged(run, facts, frames, scene, dense)
+        run.clips.keep(key, scene, frames, facts)
+    elif dense is not None and _lacks(facts, run.judges):
+        frames = run.clips.frames(key, scene)
+        facts = _judged(run, facts, frames, scene, dense)
+        run.clips.keep(key, scene, frames, facts)
+    return facts
+
+
+def _lacks(facts: ClipFacts, judges: Judges) -> bool:
+    """Whether a clip of an earlier run was made before a metric became available."""
+    quality = facts.quality
+    if quality is None:
+        return True
+    pairs = ((quality.lpips, judges.lpips), (quality.lpips_vgg, judges.lpips_vgg))
+    return any(value is None and not isinstance(metric, str) for value, metric in pairs)
+
+
+def _generate(run: _Run, contender: Contender, scene: Scene) -> tuple[Clip, ClipFacts]:
+    on_step = _on_step(run, f"{contender.label}, seed {scene.seed}")
+    request = contender.request
+    handle = None if request is None else request.enable(contender.pipe, record_sites=True)
+    calls: dict[str, Any] | None = None
+    sites: tuple[SiteDensity, ...] = ()
     try:
-        clip = sample(contender.pipe, scene.prompt, sampling, seed=scene.seed, on_step=on_step)
+        with contender.context():
+            pipe, sampling = contender.pipe, run.sampling
+            clip = sample(pipe, scene.prompt, sampling, seed=scene.seed, on_step=on_step)
         if handle is not None:
-            record.calls.append(handle.summary().as_dict())
+            calls, sites = handle.summary().as_dict(), _sites(handle.recorder.rows)
     finally:
         if handle is not None:
             handle.disable()
-    record.denoise_seconds.append(clip.denoise_seconds)
-    if record.first is None:
-        record.first = clip.video
-    return clip
+    facts = ClipFacts(clip.denoise_seconds, clip.total_seconds, calls=calls, sites=sites)
+    return clip, facts
 
 
-def _named(on_progress: OnProgress, contender: Contender, scene: Scene) -> OnStep:
-    name = f"{contender.label}, seed {scene.seed}"
-
-    def on_step(done: int, total: int) -> None:
-        on_progress(name, done, total)
-
-    return on_step
-
-
-def _judge(clip: Clip, scene: Scene, record: Record, judge_content: bool) -> None:
-    if judge_content:
-        record.content.append(score_clip(clip.video.permute(0, 2, 3, 1), scene.prompt))
-
-
-def _row(record: Record, dense: Record) -> dict[str, Any]:
-    psnr = mean_psnr(tuple(quality.mean_psnr for quality in record.quality))
-    return {
-        "method": record.label,
-        "speedup": sum(dense.denoise_seconds) / sum(record.denoise_seconds),
-        **_density(record),
-        # JSON knows no infinity: null with identical true.
-        "psnr": None if math.isinf(psnr) else psnr,
-        "identical": math.isinf(psnr),
-        "ssim": fmean(quality.mean_ssim for quality in record.quality),
-        "lpips": _lpips(record.quality),
-        **_time(record),
-        "content": _content(record),
-        "calls": record.calls,
-    }
-
-
-def _time(record: Record) -> dict[str, Any]:
-    return {
-        "clips": len(record.denoise_seconds),
-        "denoise_seconds": fmean(record.denoise_seconds),
-    }
-
-
-def _density(record: Record) -> dict[str, float | None]:
-    """Average over scenes; a contender without sparse calls has density 1."""
-    sparse = [calls["density"] for calls in record.calls if calls["density"] is not None]
-    overall = [calls["overall_density"] for calls in record.calls]
-    return {
-        "density": fmean(sparse) if sparse else 1.0,
-        "overall_density": fmean(overall) if overall else 1.0,
-    }
-
-
-def _lpips(qualities: Sequence[Quality]) -> float | str | None:
-    """Return the mean over clips, or the note that says why there is none."""
-    values = [quality.mean_lpips for quality in qualities]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else qualities[0].lpips_note
-
-
-def _content(record: Record) -> dict[str, float] | None:
-    if not record.content:
+def _on_step(run: _Run, clip: str) -> OnStep | None:
+    if run.on_progress is None:
         return None
-    return {
-        name: fmean(float(getattr(score, name)) for score in record.content)
-        for name in ("shape", "colour", "direction")
-    }
+    tell, number, clips = run.on_progress, run.started, run.missing
+    return lambda done, total: tell(Progress(clip, number, clips, done, total))
+
+
+def _sites(rows: Sequence[tuple[Any, Any]]) -> tuple[SiteDensity, ...]:
+    """Average the recorder's rows over branches and batch rows."""
+    seen: dict[tuple[str, int, int], list[float]] = {}
+    for site, density in rows:
+        seen.setdefault((site.transformer, site.step, site.layer), []).append(float(density))
+    return tuple(SiteDensity(*where, fmean(values)) for where, values in sorted(seen.items()))
+
+
+def _judged(
+    run: _Run, facts: ClipFacts, frames: np.ndarray, scene: Scene, dense: Contender | None
+) -> ClipFacts:
+    judges, quality = run.judges, None
+    if dense is not None:
+        truth = run.clips.frames(run.key(dense), scene)
+        quality = compare_videos(
+            to_float(frames), to_float(truth), lpips=judges.lpips, lpips_vgg=judges.lpips_vgg
+        )
+    content = None
+    if judges.content:
+        content = asdict(score_clip(frames.astype(np.float32) / 255, scene.prompt))
+    return replace(facts, quality=quality, content=content)
+
+
+def _strangers(run: _Run, dense: str, scenes: Sequence[Scene]) -> tuple[float, ...] | None:
+    """Return each dense clip's SSIM to another one, of the same prompt where there is one."""
+    if len(scenes) < 2:
+        return None
+    return tuple(_stranger(run, dense, scenes, index) for index in range(len(scenes)))
+
+
+def _stranger(run: _Run, dense: str, scenes: Sequence[Scene], index: int) -> float:
+    following = [*scenes[index + 1 :], *scenes[:index]]
+    same = [scene for scene in following if scene.prompt == scenes[index].prompt]
+    pair = [run.clips.frames(dense, one) for one in (scenes[index], (same or following)[0])]
+    return float(ssim_per_frame(to_float(pair[0]), to_float(pair[1])).mean())

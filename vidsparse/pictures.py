@@ -5,44 +5,41 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from vidsparse.video import replacing, to_uint8
+from vidsparse.video import replacing
 
 _LABEL_HEIGHT = 22
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GAP = 4
 
 
-def side_by_side(clips: Sequence[tuple[str, Tensor]]) -> np.ndarray:
+def side_by_side(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     """Lay clips next to each other under their labels.
 
     Args:
-        clips: label and (F, 3, H, W) floats in [0, 1] each, all of one shape.
+        clips: label and (F, H, W, 3) uint8 frames each, all of one shape.
 
     Returns:
         (F, H', W', 3) uint8; small clips are enlarged to be seen.
     """
-    columns = [_labelled(label, to_uint8(video)) for label, video in clips]
+    columns = [_labelled(label, frames) for label, frames in clips]
     return _join(columns, axis=2)
 
 
-def contact_sheet(clips: Sequence[tuple[str, Tensor]], *, columns: int = 6) -> np.ndarray:
+def contact_sheet(clips: Sequence[tuple[str, np.ndarray]], *, columns: int = 6) -> np.ndarray:
     """Lay out evenly spaced frames: one row per clip, time from left to right.
 
     Args:
-        clips: label and (F, 3, H, W) floats in [0, 1] each.
+        clips: label and (F, H, W, 3) uint8 frames each.
         columns: frames shown of each clip, at most.
 
     Returns:
         (H', W', 3) uint8.
     """
     rows = []
-    for label, video in clips:
-        picked = torch.linspace(0, video.shape[0] - 1, min(columns, video.shape[0])).round().long()
-        frames = _enlarged(to_uint8(video[picked]))
-        strip = _join([frame[None] for frame in frames], axis=2)
+    for label, frames in clips:
+        picked = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
+        strip = _join([frame[None] for frame in enlarged(frames[picked])], axis=2)
         rows.append(np.concatenate([_label_bar(label, strip.shape[2])[None], strip], axis=1))
     return np.asarray(_join(rows, axis=1)[0])
 
@@ -59,12 +56,12 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _labelled(label: str, frames: np.ndarray) -> np.ndarray:
-    frames = _enlarged(frames)
+    frames = enlarged(frames)
     bar = _label_bar(label, frames.shape[2])
     return np.concatenate([np.repeat(bar[None], len(frames), axis=0), frames], axis=1)
 
 
-def _enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
+def enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
     """Repeat pixels until a frame's shorter side has ``least`` pixels."""
     factor = max(1, round(least / min(frames.shape[1:3])))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)

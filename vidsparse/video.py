@@ -21,10 +21,10 @@ LOSSLESS_CODECS = ("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "
 
 # BT.709, said in the file: players guess, and guess differently, where nothing is said.
 _BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709")
-_TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
+TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int"
 _ENCODERS = {
     ".mp4": (
-        *("-vf", f"{_TO_YUV},format=yuv420p", "-c:v", "libx264", "-crf", "12"),
+        *("-vf", f"{TO_YUV},format=yuv420p", "-c:v", "libx264", "-crf", "12"),
         *("-preset", "medium", "-color_range", "tv", *_BT709, "-movflags", "+faststart"),
     ),
     # Every frame with its own checksums, so that damage is found; bgr0 is FFV1's 8-bit RGB.

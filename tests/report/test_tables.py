@@ -1,0 +1,103 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidsparse import report
+from vidsparse.clips import ClipFacts, Scene
+from vidsparse.quality import Quality
+from vidsparse.report import Results
+from vidsparse.report.players import make_tiles
+from vidsparse.scores import Comparison, Record
+
+SCENES = (Scene("a", 0), Scene("a", 1))
+
+
+def record(
+    label: str, seconds: tuple[float, float], psnr: tuple[float, float], *, shape: bool
+) -> Record:
+    clips = []
+    for duration, value in zip(seconds, psnr, strict=True):
+        quality = Quality(
+            psnr=(value, value + 2), ssim=(0.5, 0.7), lpips=(0.2, 0.4), flicker=(0.01,)
+        )
+        clips.append(ClipFacts(
+            duration, duration, quality=None if label == "dense" else quality,
+            content={"shape": shape, "colour": True},
+            calls={"density": 0.25, "overall_density": 0.4},
+        ))  # fmt: skip
+    return Record(label, f"{label}-key", clips)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    dense = record("dense", (4.0, 8.0), (math.inf, math.inf), shape=True)
+    svg = record("svg", (2.0, 3.0), (30.0, 20.0), shape=False)
+    floor = record("dense bfloat16", (4.0, 8.0), (45.0, 47.0), shape=True)
+    return Comparison(SCENES, dense, (svg,), floor, (0.2, 0.2))
+
+
+def test_rows_say_speed_quality_and_verdict(comparison: Comparison) -> None:
+    svg, floor = comparison.rows()
+    assert svg["speedup"] == pytest.approx(12 / 5)
+    assert svg["psnr"] == pytest.approx(26)
+    pooled = -10 * math.log10((10**-3 + 10**-3.2 + 10**-2 + 10**-2.2) / 4)
+    assert svg["psnr_pooled"] == pytest.approx(pooled)
+    assert svg["ssim"] == pytest.approx(0.6)
+    assert svg["lpips"] == pytest.approx(0.3)
+    assert svg["content"] == {"shape": 0.0, "colour": 1.0}
+    assert svg["verdict"] == "diverged"
+    assert svg["intervals"]["psnr"]["low"] == pytest.approx(21)
+    assert svg["intervals"]["speedup"]["mean"] == pytest.approx((2 + 8 / 3) / 2)
+    assert "lpips_vgg" not in svg["intervals"]
+    assert floor["role"] == "floor"
+    json.dumps([svg, floor], allow_nan=False)
+
+
+def test_table_and_notes_say_the_same(comparison: Comparison) -> None:
+    document = report.document(comparison, {"model": "m"})
+    shown = report.cells(document["rows"][0])
+    assert len(shown) == len(report.HEADERS)
+    assert shown[:4] == ("svg", "2.40x", "0.250", "0.400")
+    assert shown[4] == "26.00 ±5.00"
+    assert shown[5:8] == ("0.6000", "0.3000", "10.00")
+    assert "shape 0%" in shown[8]
+    assert shown[9] == "diverged"
+    assert report.cells(document["rows"][1])[0] == "dense bfloat16 (floor)"
+    notes = report.notes(document)
+    assert not any(note.startswith("LPIPS") for note in notes)
+    assert any("floor: dense bfloat16 against dense" in note for note in notes)
+    assert report.table(document).row_count == 2
+
+
+def test_infinite_values_never_reach_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        report.write_json(tmp_path / "a.json", {"psnr": math.inf})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_written(results: Results) -> None:
+    written = report.write_pictures(results)
+    assert [path.name for path in written] == ["side-by-side.mp4", "contact-sheet.png"]
+    assert all(path.stat().st_size > 1000 for path in written)
+
+
+def test_tiles_never_exceed_what_browsers_decode() -> None:
+    clips = [np.zeros((1, 720, 1280, 3), np.uint8)] * 9
+    tiles = make_tiles(clips, 16)
+    right = max(x for x, _ in tiles.places) + tiles.width
+    bottom = max(y for _, y in tiles.places) + tiles.height
+    assert len(tiles.places) == 17
+    assert right <= 4096
+    assert right * bottom <= 4096 * 2304
+    assert tiles.width / tiles.height == pytest.approx(1280 / 720, rel=0.02)
+
+
+def test_tiles_are_apart_and_start_at_macroblocks() -> None:
+    clips = [np.full((2, 70, 100, 3), 40 * i, np.uint8) for i in range(4)]
+    tiles = make_tiles(clips, 16)
+    assert len(set(tiles.places)) == 7
+    assert all(x % 16 == y % 16 == 0 for x, y in tiles.places)
+    assert tiles.heat_scale == pytest.approx(120 / 255, abs=0.01)

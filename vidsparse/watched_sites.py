@@ -1,0 +1,145 @@
+"""Record what another method keeps at every layer, head and step while it generates."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from vidsparse.generate import Sampling, sample
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, block_sizes
+from vidsparse.kernels.block_sparse_attention import AttentionOutput
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SparseMethod
+from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.profiling.recall import recall
+from vidsparse.request import SparseRequest
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One attention call of the first branch.
+
+    Attributes:
+        site: the call.
+        density: (H,) kept share of query-key pairs of each head.
+        recall: (H,) kept share of the true attention mass of each head.
+    """
+
+    site: CallSite
+    density: Tensor
+    recall: Tensor
+
+
+@dataclass(frozen=True)
+class WatchedSites(SparseMethod):
+    """Another method, watched at every call of the first branch; exact recall costs time.
+
+    Attributes:
+        inner: what plans.
+        rows: what was seen.
+    """
+
+    name: ClassVar[str] = "sites"
+    summary: ClassVar[str] = "records density and recall of another method"
+    source: ClassVar[str] = "control"
+
+    inner: SparseMethod = field(kw_only=True)
+    rows: list[SiteRow] = field(default_factory=list, compare=False, repr=False)
+
+    def init_state(self) -> Any:
+        """Return a state of the other method."""
+        return self.inner.init_state()
+
+    def state_key(self, site: CallSite) -> Hashable:
+        """Share states as the other method does."""
+        return self.inner.state_key(site)
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Plan as the other method does, and record the first batch row of the first branch."""
+        plan = self.inner.decide(q, k, v, layout, site, state)
+        if plan is not None and plan.dense_reason is None and site.branch == 0:
+            kept = recall(q[:1], k[:1], plan)[0].cpu()
+            density = head_density(plan.mask)[:1].expand(1, q.shape[1])[0].cpu()
+            self.rows.append(SiteRow(site, density, kept))
+        return plan
+
+    def observe(
+        self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Let the other method learn."""
+        self.inner.observe(output, plan, site, state)
+
+
+def head_density(mask: BlockMask | RaggedBlockMask) -> Tensor:
+    """Return kept token pairs over all token pairs of each head: (B | 1, H | 1) in [0, 1]."""
+    if isinstance(mask, BlockMask):
+        rows = block_sizes(mask.seq_q, mask.block_q, device=mask.device)
+        kept = (rows * mask.keys_per_row()).sum(-1)
+        return (kept / (mask.seq_q * mask.seq_kv)).float()
+    rows, columns = mask.q_offsets.diff().double(), mask.kv_offsets.diff().double()
+    kept = (rows[..., :, None] * mask.mask * columns[..., None, :]).sum(dim=(-2, -1))
+    return (kept / (mask.seq_q * mask.seq_kv)).float()
+
+
+def watch_sites(
+    pipe: Any, request: SparseRequest, prompt: str, sampling: Sampling, *, seed: int
+) -> dict[str, Any]:
+    """Generate one untimed clip and return density and recall by step, layer and head.
+
+    Returns:
+        JSON values, see ``site_tables``.
+
+    Raises:
+        UsageError: the method cannot be attached.
+    """
+    import vidsparse
+
+    with request.enable(pipe) as handle:
+        inner, schedule = handle.method, handle.schedule
+    watched = WatchedSites(inner.density, inner=inner)
+    with vidsparse.enabled(
+        pipe,
+        watched,
+        dense_steps=schedule.dense_steps,
+        dense_layers=schedule.dense_layers,
+        dense_above_sigma=schedule.dense_above_sigma,
+        impl=request.impl,
+    ):
+        sample(pipe, prompt, sampling, seed=seed)
+    return {"transformers": site_tables(watched.rows)}
+
+
+def site_tables(rows: Sequence[SiteRow]) -> list[dict[str, Any]]:
+    """Sort rows into tables, one entry per transformer.
+
+    Returns:
+        Each with its name, the sparse ``steps``, and ``density`` and ``recall`` as nested lists
+        [step][layer][head] in [0, 1]; null where a call was dense.
+    """
+    names = dict.fromkeys(row.site.transformer for row in rows)
+    return [_table(name, [row for row in rows if row.site.transformer == name]) for name in names]
+
+
+def _table(name: str, rows: Sequence[SiteRow]) -> dict[str, Any]:
+    steps = sorted({row.site.step for row in rows})
+    shape = (len(steps), rows[0].site.num_layers, len(rows[0].density))
+    tables = {key: np.full(shape, np.nan) for key in ("density", "recall")}
+    for row in rows:
+        where = steps.index(row.site.step), row.site.layer
+        tables["density"][where] = row.density.numpy()
+        tables["recall"][where] = row.recall.numpy()
+    return {
+        "transformer": name,
+        "steps": steps,
+        **{key: _json(table) for key, table in tables.items()},
+    }
+
+
+def _json(table: np.ndarray) -> list[Any]:
+    values = table.round(4).astype(object)
+    values[np.isnan(table)] = None
+    return list(values.tolist())
