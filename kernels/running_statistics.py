@@ -85,7 +85,8 @@ def _tile_values(q: Tensor, k: Tensor, mask: BlockMask, stat: RunningStat) -> Te
     if stat is RunningStat.MASS:
         tiles = torch.logsumexp(logits * math.log(2), -1) * _LOG2_E
     tiles = torch.nn.functional.pad(tiles, (0, 0, 0, -len(q) % mask.block_q), value=torch.nan)
-    return tiles.unflatten(0, (-1, mask.block_q))
+    by_block: Tensor = tiles.unflatten(0, (-1, mask.block_q))
+    return by_block
 
 
 def _along_lists(tiles: Tensor, counts: Tensor, lists: Tensor, stat: RunningStat) -> Tensor:

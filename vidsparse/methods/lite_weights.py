@@ -50,7 +50,8 @@ def group_lse(lse: Tensor) -> Tensor:
     """Return the (B, H, ceil(S / 8)) float16 means of a (B, H, S) log-sum-exp."""
     short = -lse.shape[-1] % _LSE_GROUP
     filled = torch.cat((lse, lse[..., -1:].expand(*lse.shape[:-1], short)), -1)
-    return filled.unflatten(-1, (-1, _LSE_GROUP)).mean(-1).half()
+    means: Tensor = filled.unflatten(-1, (-1, _LSE_GROUP)).mean(-1)
+    return means.half()
 
 
 def spread_lse(means: Tensor, num_tokens: int) -> Tensor:

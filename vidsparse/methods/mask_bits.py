@@ -14,7 +14,7 @@ def pack_bits(mask: Tensor) -> Tensor:
         (..., ceil(N / 8)) uint8; bit i of byte j is element 8 j + i, bits past N are 0.
     """
     padded = torch.nn.functional.pad(mask, (0, -mask.shape[-1] % 8))
-    groups = padded.unflatten(-1, (-1, 8)).to(torch.uint8)
+    groups: Tensor = padded.unflatten(-1, (-1, 8)).to(torch.uint8)
     return (groups << _shifts(mask.device)).sum(-1, dtype=torch.uint8)
 
 
