@@ -12,7 +12,7 @@ from vidsparse.quality import Quality
 from vidsparse.report.players import Tiles, make_tiles
 from vidsparse.report.results import Results
 from vidsparse.report.rows import COLUMNS, page_row, per_clip_rows
-from vidsparse.report.tables import notes
+from vidsparse.report.tables import MEANINGS, findings, headline
 from vidsparse.video import write_text
 
 MOST_SCENES = 6
@@ -58,7 +58,9 @@ def _context(results: Results, most_scenes: int) -> dict[str, Any]:
         "size": f"{width} x {height} pixels, {frames} frames at {results.fps:g} a second",
         "columns": [column for column in COLUMNS if column.used(document["rows"])],
         "rows": [page_row(row, document["rows"]) for row in document["rows"]],
-        "notes": notes(document),
+        "headline": headline(document),
+        "notes": findings(document),
+        "meanings": MEANINGS,
         "folder": results.folder.name,
         "shown": [
             {"prompt": scene.prompt, "seed": scene.seed, "video": one.video}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vidsparse.report.results import Results
-from vidsparse.report.tables import content_text
 
 Row = dict[str, Any]
 
@@ -22,6 +21,7 @@ class Column:
         scale: of the interval.
         text: whether it is words rather than numbers.
         needs: key that must hold a number in some row for the column to be shown.
+        under: what stands below the value instead of half of the interval.
     """
 
     title: str
@@ -31,6 +31,7 @@ class Column:
     scale: float = 1.0
     text: bool = False
     needs: str | None = None
+    under: Callable[[Row], str] | None = None
 
     def used(self, rows: list[Row]) -> bool:
         """Whether any row has a value."""
@@ -39,7 +40,9 @@ class Column:
         return self.needs is None or any(isinstance(row.get(self.needs), float) for row in rows)
 
     def extra(self, row: Row) -> str:
-        """Return half of the interval, as "±x"; nothing for one clip."""
+        """Return what stands below the value: half of the interval; nothing for one clip."""
+        if self.under is not None:
+            return self.under(row)
         interval = row["intervals"].get(self.metric)
         if interval is None or interval["low"] is None:
             return ""
@@ -55,16 +58,24 @@ def _number(key: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
     return show
 
 
+def _overall(row: Row) -> str:
+    return f"{row['overall_density']:.3f} in all"
+
+
 def _psnr(key: str) -> Callable[[Row], str]:
     return lambda row: "∞" if row["identical"] else f"{row[key]:.2f}"
+
+
+def _content(row: Row) -> str:
+    shares = (row["content"] or {}).values()
+    return " / ".join(f"{share:.0%}" for share in shares) or "n/a"
 
 
 COLUMNS = (
     Column("method", lambda row: row["method"]),
     Column("verdict", lambda row: row["verdict"], text=True),
     Column("speed-up", lambda row: f"{row['speedup']:.2f}x", metric="speedup"),
-    Column("density", _number("density", 3)),
-    Column("overall", _number("overall_density", 3)),
+    Column("density", _number("density", 3), under=_overall),
     Column("PSNR dB", _psnr("psnr"), metric="psnr"),
     Column("pooled dB", _psnr("psnr_pooled")),
     Column("SSIM", _number("ssim", 4), metric="ssim", digits=4),
@@ -73,7 +84,7 @@ COLUMNS = (
     Column("LPIPS vgg", _number("lpips_vgg", 4), metric="lpips_vgg", digits=4, needs="lpips_vgg"),
     Column("flicker", _number("flicker", 2, 1e3), "flicker", 2, 1e3, needs="flicker"),
     Column("warped", _number("warped_error", 2, 1e4), "warped_error", 2, 1e4, needs="warped_error"),
-    Column("content", lambda row: content_text(row["content"]), text=True, needs="content"),
+    Column("shape / colour / direction right", _content, needs="content"),
 )
 _BADGES = {"indistinguishable": "indistinguishable", "same content": "same-content"}
 

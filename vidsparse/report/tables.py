@@ -29,6 +29,7 @@ VERDICTS = (
     "verdict: indistinguishable = not worse than the floor (0.5 dB, 0.005 SSIM) on paired clips; "
     "same content = at least 90 % of clips keep it; else diverged (vidsparse.quality.verdict)"
 )
+MEANINGS = (TIMED, DENSITIES, AGGREGATES, FLICKER, VERDICTS)
 HEADERS = (
     "method",
     "speed-up",
@@ -90,7 +91,12 @@ def table(document: dict[str, Any]) -> "Table":
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """Return what the table's columns mean and what is missing from them."""
+    """Return what was found, what is missing, and what the table's columns mean."""
+    return [*findings(document), *MEANINGS]
+
+
+def findings(document: dict[str, Any]) -> list[str]:
+    """Return what the table does not say: dense, floor, reasons, what is unavailable."""
     dense, rows = document["dense"], document["rows"]
     missing = {row["lpips"]: "LPIPS" for row in rows if isinstance(row["lpips"], str)}
     floor = [row for row in rows if row["role"] == "floor"]
@@ -100,13 +106,22 @@ def notes(document: dict[str, Any]) -> list[str]:
         + (f"; content: {content_text(dense['content'])}" if dense["content"] else ""),
         what,
         *(f"{row['method']}: {row['reason']}" for row in rows if row["role"] == "method"),
-        TIMED,
-        DENSITIES,
-        AGGREGATES,
-        FLICKER,
-        VERDICTS,
         *(f"{name} {note}" for note, name in missing.items()),
     ]
+
+
+def headline(document: dict[str, Any]) -> str:
+    """Return one sentence: the fastest method that keeps what dense shows."""
+    rows = [row for row in document["rows"] if row["role"] == "method"]
+    good = [row for row in rows if row["verdict"] in ("indistinguishable", "same content")]
+    if not good:
+        return "No method was found to keep what dense shows."
+    best = max(good, key=lambda row: row["speedup"])
+    psnr = "equal frames" if best["identical"] else f"{best['psnr']:.1f} dB"
+    return (
+        f"Fastest that keeps what dense shows: {best['method']}, {best['speedup']:.2f}x at "
+        f"{psnr} ({best['verdict']})."
+    )
 
 
 NO_FLOOR = "floor: not measured (--floor none), so no method can be told from noise"
