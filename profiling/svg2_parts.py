@@ -25,10 +25,11 @@ from vidsparse.methods.clusters import (
 from vidsparse.methods.svg2 import Svg2, video_density
 from vidsparse.plan import CallSite
 from vidsparse.profiling.bench import dense_functions
-from vidsparse.profiling.bench_methods import CASES, MethodCase
+from vidsparse.profiling.bench_methods import CASES
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.rows import Row, module_command
 from vidsparse.profiling.synthetic import video_qkv
+from vidsparse.profiling.timed_calls import MethodCase
 from vidsparse.profiling.timing import time_interleaved
 
 

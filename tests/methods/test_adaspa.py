@@ -158,6 +158,20 @@ def test_heads_that_recall_enough_give_budget_to_those_that_do_not(cases):
     assert float(plan.density()) == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, TEXT])
+def test_shared_budgets_keep_most_mass_of_all_rules(layout, cases):
+    q, k, v = tokens(layout)
+    q[:, 0] *= 6
+    q[:, 2] *= 0.05
+    recalls = {}
+    for heads in ("shared", "equal", "adaptive"):
+        plan, _ = searched(method(0.5, heads=heads), (q, k, v), layout, cases)
+        recalls[heads] = float(recall(q, k, plan).mean())
+        assert float(plan.density()) == pytest.approx(0.5, abs=0.01)
+    assert recalls["shared"] > recalls["adaptive"]
+    assert recalls["shared"] > recalls["equal"]
+
+
 @pytest.mark.parametrize("order", ["raster", "compact"])
 def test_the_first_search_step_is_dense_and_counted_so(order, cases):
     q, k, v = tokens(TEXT, B=2)
@@ -275,8 +289,8 @@ def test_noise_levels_schedule_searches_too(cases):
 
 
 def test_recall_at_the_search_step_is_the_oracles_on_the_same_rule(cases):
-    q, k, v = tokens(VideoLayout(8, 16, 16), H=4)
-    layout = VideoLayout(8, 16, 16)
+    layout = VideoLayout(6, 10, 13)
+    q, k, v = tokens(layout)
     planner = method(0.25, heads="equal")
     plan, _ = searched(planner, (q, k, v), layout, cases)
     best = Oracle(0.25, blocks=SMALL, budget="row").plan(q, k, v, layout, cases.site(), None)
@@ -333,7 +347,7 @@ def test_lists_from_json_are_taken():
     [
         ({"density": 0.8}, r"use at most 0\.6667, 1 for dense attention, or heads='equal'"),
         ({"density": 0.0}, r"must lie in \(0, 1\]"),
-        ({"heads": "best"}, "'adaptive' or 'equal'"),
+        ({"heads": "best"}, "'adaptive', 'equal', 'shared'"),
         ({"order": "spiral"}, "'raster' or 'compact'"),
         ({"enough_recall": 1.5}, r"must lie in \[0, 1\]"),
         ({"stale_factor": 1.0}, "must be above 1"),

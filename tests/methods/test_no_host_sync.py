@@ -47,7 +47,7 @@ CASES = [
     ("svg2", {"density": 0.4}),
     ("random", {"density": 0.6}),
     ("adaspa", ADASPA),
-    ("adaspa", {**ADASPA, "order": "compact", "heads": "equal"}),
+    ("adaspa", {**ADASPA, "order": "compact", "frames": 2, "heads": "shared"}),
     *(("lite", {"density": 0.7, "criterion": c}) for c in CRITERIA),
     ("lite", {"threshold": 0.4, "order": "compact", "refresh_every": 2}),
     ("lite", {"criterion": "running_max", "threshold": -2.0}),

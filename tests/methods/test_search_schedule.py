@@ -77,6 +77,6 @@ def test_short_runs_are_told_once(cases, caplog):
         for _ in range(2):
             schedule.tell_if_few_steps("adaspa", replace(cases.site(step=1), num_steps=4))
     (record,) = caplog.records
-    assert "searches 2 times in a run of 4 steps, first at its first sparse step 1" in (
+    assert "searches 2 time(s) in a run of 4 steps, first at its first sparse step 1" in (
         record.getMessage()
     )

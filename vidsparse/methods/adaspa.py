@@ -14,15 +14,19 @@ from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry, strip_geometry
-from vidsparse.methods.budget import row_top_k
-from vidsparse.methods.head_rates import MORE, adaptive_row_top_k, check_adaptive_density
+from vidsparse.methods.head_rates import (
+    HEADS,
+    MORE,
+    Heads,
+    check_adaptive_density,
+    row_top_k_by_head,
+)
 from vidsparse.methods.mask_bits import pack_bits, unpack_bits
 from vidsparse.methods.search_schedule import Point, SearchSchedule
 from vidsparse.methods.windows import choose_strips
 from vidsparse.plan import AttentionPlan, CallSite
 
 Order = Literal["raster", "compact"]
-Heads = Literal["adaptive", "equal"]
 # Steps 10 and 30 of 50, as in the paper.
 _SEARCH_AT = (0.2, 0.6)
 
@@ -81,9 +85,10 @@ class AdaSpa(SparseMethod):
             or whole steps counted from 0. The first sparse step searches in any case.
         search_sigmas: descending noise levels in [0, 1] instead of ``search_at``: a search falls
             due at the first step at or below each.
-        heads: "adaptive" halves the budget of heads that recall enough and gives it to as many
-            that recall least; "equal" treats all alike.
-        enough_recall: share of a head's attention mass that is enough, in [0, 1].
+        heads: "adaptive", the paper's rule, halves the budget of heads that recall enough and gives
+            it to as many that recall least; "shared" splits it so that the layer keeps most mass
+            in all; "equal" treats all alike.
+        enough_recall: share of a head's attention mass that is enough for "adaptive", in [0, 1].
         order: "raster" cuts blocks from the natural token order, "compact" from a walk that keeps
             neighbours in the picture together.
         frames: frames that share a compact block, at least 1.
@@ -117,8 +122,8 @@ class AdaSpa(SparseMethod):
         for name in ("search_at", "search_sigmas"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._schedule()
-        if self.heads not in ("adaptive", "equal"):
-            raise UsageError(f"heads={self.heads!r} is unknown; use 'adaptive' or 'equal'")
+        if self.heads not in HEADS:
+            raise UsageError(f"heads={self.heads!r} is unknown; use one of {HEADS}")
         if self.order not in ("raster", "compact"):
             raise UsageError(f"order={self.order!r} is unknown; use 'raster' or 'compact'")
         if not 0 <= self.enough_recall <= 1:
@@ -199,7 +204,7 @@ class AdaSpa(SparseMethod):
         return {
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
             "search_at": SearchRange(((0.2,), (0.2, 0.6), (0.2, 0.4, 0.6, 0.8))),
-            "heads": SearchRange(("equal", "adaptive")),
+            "heads": SearchRange(("equal", "adaptive", "shared")),
             "order": SearchRange(("raster", "compact")),
         }
 
@@ -237,12 +242,9 @@ class AdaSpa(SparseMethod):
 
     def _choose(self, mass: Tensor, geometry: BlockGeometry, layout: VideoLayout) -> Tensor:
         """Keep the best blocks of every row: (B, H, Nq, Nkv) bool."""
-        if self.heads == "adaptive":
-            return adaptive_row_top_k(
-                mass, self.density, geometry, layout, target=self.enough_recall
-            )
-        sizes = geometry.q.sizes, geometry.kv.sizes
-        return row_top_k(mass, self.density, *sizes, forced=geometry.forced)
+        return row_top_k_by_head(
+            mass, self.density, geometry, layout, heads=self.heads, target=self.enough_recall
+        )
 
 
 def _blocks(geometry: BlockGeometry) -> BlockLengths:

@@ -1,4 +1,6 @@
-"""Give heads that recall much a smaller share of a layer's budget."""
+"""Give the heads of a layer different shares of its budget."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -6,7 +8,10 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.blocks import BlockGeometry
-from vidsparse.methods.budget import row_top_k
+from vidsparse.methods.budget import row_top_k, shared_top_k
+
+Heads = Literal["adaptive", "equal", "shared"]
+HEADS: tuple[Heads, ...] = ("adaptive", "equal", "shared")
 
 # What the heads that recall most get of the common budget, and those that recall least.
 FEWER, MORE = 0.5, 1.5
@@ -46,10 +51,36 @@ def head_densities(
     return always + (density - always) * factor
 
 
-def adaptive_row_top_k(
-    mass: Tensor, density: float, geometry: BlockGeometry, layout: VideoLayout, *, target: float
+def best_head_densities(share: Tensor, density: float, geometry: BlockGeometry) -> Tensor:
+    """Return the head densities with which a layer keeps most attention mass in all.
+
+    All blocks of all heads compete; what a head wins is its density.
+
+    Args:
+        share: (B, H, Nq, Nkv) share of each block in its row's mass.
+        density: kept share of query-key pairs, the mean over the heads.
+        geometry: blocks, and those that always stay.
+
+    Returns:
+        (B, H) float64, made without waiting for the device.
+    """
+    q_sizes, kv_sizes = geometry.q.sizes, geometry.kv.sizes
+    pairs = (q_sizes[:, None] * kv_sizes).double()
+    mass = share * q_sizes[:, None]
+    kept = shared_top_k(mass, density, q_sizes, kv_sizes, forced=geometry.forced)
+    return (kept * pairs).sum((-1, -2)) / pairs.sum()
+
+
+def row_top_k_by_head(
+    mass: Tensor,
+    density: float,
+    geometry: BlockGeometry,
+    layout: VideoLayout,
+    *,
+    heads: Heads,
+    target: float,
 ) -> Tensor:
-    """Keep the best blocks of every row, fewer in heads that recall enough.
+    """Keep the best blocks of every row, the same share in each row of a head.
 
     Args:
         mass: (B, H, Nq, Nkv) float32, at least 0; rows may sum to anything above 0, as they do
@@ -57,17 +88,24 @@ def adaptive_row_top_k(
         density: kept share of query-key pairs, the mean over the heads.
         geometry: blocks, and those that always stay.
         layout: the sequence.
-        target: recall that needs no more, in [0, 1].
+        heads: "equal" gives all heads this density, "adaptive" those of ``head_densities``,
+            "shared" those of ``best_head_densities``.
+        target: recall that needs no more for "adaptive", in [0, 1].
 
     Returns:
         (B, H, Nq, Nkv) bool.
     """
-    sizes = geometry.q.sizes, geometry.kv.sizes
+    sizes, forced = (geometry.q.sizes, geometry.kv.sizes), geometry.forced
     share = mass / mass.sum(-1, keepdim=True)
-    kept = row_top_k(share, density, *sizes, forced=geometry.forced)
+    if heads == "shared":
+        densities = best_head_densities(share, density, geometry)
+        return row_top_k(share, densities[..., None], *sizes, forced=forced)
+    kept = row_top_k(share, density, *sizes, forced=forced)
+    if heads == "equal":
+        return kept
     recall = ((share * kept).sum(-1) * geometry.q.sizes).sum(-1) / layout.num_tokens
     densities = head_densities(recall, density, always=text_share(layout), target=target)
-    return row_top_k(share, densities[..., None], *sizes, forced=geometry.forced)
+    return row_top_k(share, densities[..., None], *sizes, forced=forced)
 
 
 def check_adaptive_density(density: float, geometry: BlockGeometry, layout: VideoLayout) -> None:

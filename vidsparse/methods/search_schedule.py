@@ -110,7 +110,7 @@ class SearchSchedule:
 @cache
 def _warn_of_few_steps(method: str, num_steps: int, searches: int, step: int) -> None:
     _LOG.warning(
-        "%s searches %d times in a run of %d steps, first at its first sparse step %d, which is "
+        "%s searches %d time(s) in a run of %d steps, first at its first sparse step %d, "
         "dense then; runs this short gain little, DraftAttention needs no search",
         method,
         searches,
