@@ -1,6 +1,8 @@
 """Split a stretch of work on a device into timed parts."""
 
 import time
+from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ class Clock:
         self._marks.append((part, self._now()))
 
     def milliseconds(self) -> dict[str, float]:
-        """Return the time of each part in ms."""
+        """Return the time of each part in ms; parts of one name are added up."""
         if self._cuda:
             self._marks[-1][1].synchronize()
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        return {part: self._between(start, end) for (_, start), (part, end) in pairs}
+        times: defaultdict[str, float] = defaultdict(float)
+        for (_, start), (part, end) in pairwise(self._marks):
+            times[part] += self._between(start, end)
+        return dict(times)
 
     def _between(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) if self._cuda else float(end - start) * 1000

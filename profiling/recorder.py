@@ -50,6 +50,12 @@ class CallRecorder:
         if self.keep_sites:
             self.rows.append((site, density))
 
+    def mark(self, part: str) -> None:
+        """Note that a part of a call has been queued: plan, permute or kernel.
+
+        Only a recorder that times calls does something here.
+        """
+
     def reset(self) -> None:
         """Forget everything counted so far."""
         self.dense.clear()

@@ -10,7 +10,8 @@ Row = dict[str, Any]
 
 # What tells the points of a sweep or bench apart.
 _KEY = (
-    "case", "method", "impl", "heads", "phase", "grid", "requested_density", "step", "num_steps",
+    "case", "shape", "layers", "method", "impl", "heads", "phase", "grid", "requested_density",
+    "step", "num_steps",
 )  # fmt: skip
 
 # What rows of several runs in one file need to be told apart.

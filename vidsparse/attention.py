@@ -52,6 +52,13 @@ def attend_permuted(
 ) -> AttentionOutput:
     """Do as ``run_plan``, leaving the output in the plan's query order."""
     q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
+    return attend_in_order(q, k, v, plan, impl=impl)
+
+
+def attend_in_order(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
+) -> AttentionOutput:
+    """Do as ``attend_permuted`` with tokens that are in the plan's orders already."""
     return block_sparse_attention(
         q,
         k,
@@ -180,13 +187,20 @@ class SparseAttention:
         if plan is None:
             self.recorder.record_dense(f"{self.method.name} asked for it", site)
             return dense(q, k, v)
-        output = attend_permuted(q, k, v, plan, impl=self.impl)
+        self.recorder.mark("plan")
+        q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
+        self.recorder.mark("permute")
+        output = attend_in_order(q, k, v, plan, impl=self.impl)
+        self.recorder.mark("kernel")
         self.method.observe(output, plan, site, state)
         if plan.dense_reason is not None:
             self.recorder.record_dense(plan.dense_reason, site)
         else:
             self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
-        return restore_output(output, plan).out
+        self.recorder.mark("plan")
+        out = restore_output(output, plan).out
+        self.recorder.mark("permute")
+        return out
 
     def _attend_without_padding(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite

@@ -97,6 +97,43 @@ def cpu(
     _kernels(CPU_CASES, [Impl.TORCH], torch.device("cpu"), "float32", repeats, json, out)
 
 
+@bench.command()
+def model(
+    shape: Annotated[
+        str | None, typer.Option(help="Released transformer and size; by device if not given.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Method, or name:key=value:...; repeatable.")
+    ] = None,
+    density: Annotated[float, typer.Option(help="In (0, 1).")] = 0.25,
+    layers: Annotated[
+        int | None, typer.Option(help="Build only so many blocks, to save time and memory.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 1,
+    device: common.Device = "auto",
+    json: common.JsonFlag = False,
+    out: Out = None,
+) -> None:
+    """Time denoising steps of a released transformer with random weights, beside dense."""
+    from vidsparse.loading import pick_device
+    from vidsparse.profiling.bench_model import ModelBench
+    from vidsparse.profiling.method_spec import parse_method
+    from vidsparse.profiling.model_shapes import find_shape
+
+    where = pick_device(device)
+    chosen = method or ["svg", "draft", "svg2", "adaspa", "lite"]
+    for name in chosen:
+        parse_method(name, density)
+    found = find_shape(shape or ("wan2.1-1.3b-480p" if where.type == "cuda" else "tiny-cpu"))
+    timed = ModelBench(found, where, layers)
+    with common.progress_bars(quiet=json) as bars:
+        rows = []
+        for row in timed.rows(chosen, density, rounds=rounds, on_skip=common.note):
+            rows.append(row)
+            bars("methods", len(rows), len(chosen))
+    _deliver(rows, where, json, out)
+
+
 def _kernels(
     cases: Any, impls: Any, device: Any, dtype: str, repeats: int, json: bool, out: Path | None
 ) -> None:
