@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vidsparse.attention import DenseOp, SparseAttention
+from vidsparse.attention import DenseOp, SparseAttention, dense_attention
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
@@ -70,7 +70,7 @@ class TimedAttention(SparseAttention):
         *,
         layout: VideoLayout,
         site: CallSite,
-        dense: DenseOp,
+        dense: DenseOp = dense_attention,
     ) -> Tensor:
         """Attend; what precedes a call is "other", a dense call is "dense"."""
         self.recorder.mark("other")
