@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vidsparse.errors import UnsupportedPipelineError
 from vidsparse.layout import VideoLayout
@@ -99,6 +99,20 @@ class ModelFamily(ABC):
 
         Args:
             inputs: arguments of the transformer's ``forward`` by name.
+        """
+        return None
+
+    def text_order(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Return the order that moves a text's padding behind its real tokens.
+
+        ``text_valid`` counts in that order; calls with another ``call_layout`` are left as they
+        are.
+
+        Args:
+            inputs: arguments of the transformer's ``forward`` by name.
+
+        Returns:
+            (B, text_after) int64 indices; None when nothing is to be moved.
         """
         return None
 

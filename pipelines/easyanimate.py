@@ -12,13 +12,16 @@ from vidsparse.pipelines.grids import grid_of
 
 @register
 class EasyAnimateFamily(ModelFamily):
-    """One or two texts without a mask; guidance in one batch, the negative prompt first."""
+    """One or two texts without a mask; guidance in one batch, the negative prompt first.
+
+    EasyAnimateControlPipeline is not listed: in diffusers 0.42 it fails before it denoises. Its
+    control latents are further channels, which change no layout.
+    """
 
     name = "easyanimate"
     models: ClassVar[Models] = {
         "EasyAnimateTransformer3DModel": (
             "EasyAnimatePipeline",
-            "EasyAnimateControlPipeline",
             "EasyAnimateInpaintPipeline",
         )
     }

@@ -13,6 +13,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.pipelines.base import ModelFamily
 from vidsparse.pipelines.perturbation import perturbation
 from vidsparse.pipelines.processors import Processor, dense_attention
+from vidsparse.pipelines.text_order import move_back, move_text
 from vidsparse.pipelines.tracker import Clock, StepTracker, clock_of
 from vidsparse.plan import CallSite
 
@@ -61,6 +62,7 @@ class AttachedTransformer:
         owner: the attachment it belongs to.
         layout: of the running forward; None between forwards.
         dense_reason: why the running forward stays dense as a whole; None when it need not.
+        text_order: how the running forward's text is moved; see ``ModelFamily.text_order``.
         rows: B of the running forward.
         forwards: serial number of the running forward.
     """
@@ -72,6 +74,7 @@ class AttachedTransformer:
     owner: object
     layout: VideoLayout | None = None
     dense_reason: str | None = None
+    text_order: Tensor | None = None
     rows: int = 1
     forwards: int = 0
     _grid: tuple[int, int, int] | None = None
@@ -81,6 +84,7 @@ class AttachedTransformer:
         _check_known(transformer, self.family, inputs)
         self.tracker.begin_forward(inputs.get("timestep"), self._clock(pipeline))
         self.layout = self.family.layout(transformer, inputs)
+        self.text_order = self.family.text_order(inputs)
         self.dense_reason = self.family.dense_reason(inputs) or perturbation(transformer)
         self.rows = len(inputs["hidden_states"])
         self.forwards += 1
@@ -131,8 +135,32 @@ class AttachedLayer:
             running.attention.recorder.record_dense(reason, site)
             out = dense(q, k, v)
         else:
-            out = running.attention(q, k, v, layout=layout, site=site, dense=dense)
+            order = running.text_order if layout is running.layout else None
+            out = self._attend(q, k, v, layout, site, dense, order)
         return out.transpose(1, 2).contiguous()
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: VideoLayout,
+        site: CallSite,
+        dense: DenseOp,
+        order: Tensor | None,
+    ) -> Tensor:
+        attention, start = self.transformer.attention, layout.video_end
+        if order is None:
+            return attention(q, k, v, layout=layout, site=site, dense=dense)
+
+        # The mask is in the natural order, so dense calls see the tokens as they came.
+        def dense_in_order(*_: Tensor) -> Tensor:
+            return move_text(dense(q, k, v), order, start)
+
+        moved = (move_text(x, order, start) for x in (q, k, v))
+        return move_back(
+            attention(*moved, layout=layout, site=site, dense=dense_in_order), order, start
+        )
 
     def _dense(self, mask: Tensor | None, layout: VideoLayout) -> DenseOp:
         dense = partial(dense_attention, self.original, mask=mask)

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vidsparse.layout import VideoLayout
 from vidsparse.pipelines.base import FamilyCard, ModelFamily, Models, register
 from vidsparse.pipelines.grids import grid_of
 from vidsparse.pipelines.memo import TensorMemo, count_rows
+from vidsparse.pipelines.text_order import order_of
 
 
 @register
@@ -43,6 +45,7 @@ class MotifVideoFamily(ModelFamily):
 
     def __init__(self) -> None:
         self._valid = TensorMemo(count_rows)
+        self._order = TensorMemo(order_of)
 
     def self_attentions(self, transformer: Any) -> list[nn.Module]:
         """Return ``attn`` of the double-stream, then of the single-stream blocks."""
@@ -60,6 +63,15 @@ class MotifVideoFamily(ModelFamily):
             text_after=images + inputs["encoder_hidden_states"].shape[1],
             text_valid=None if mask is None else tuple(images + n for n in self._valid(mask)),
         )
+
+    def text_order(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Return the order of image and prompt; Gemma's tokenizer pads in front."""
+        mask, image = inputs.get("encoder_attention_mask"), inputs.get("image_embeds")
+        order = None if mask is None else self._order(mask)
+        if order is None or image is None:
+            return order
+        images = torch.arange(image.shape[1], device=order.device).expand(len(order), -1)
+        return torch.cat((images, order + image.shape[1]), dim=1)
 
     def call_layout(self, layout: VideoLayout, num_tokens: int) -> VideoLayout:
         """Return the layout of an encoding call, or of one over two copies of the video."""

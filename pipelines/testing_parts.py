@@ -20,10 +20,12 @@ class TinyPipeline:
     Attributes:
         pipe: the pipeline, on the CPU in float32.
         inputs: keyword arguments of its call, without steps, seed and output type.
+        takes_steps: whether its call has ``num_inference_steps``.
     """
 
     pipe: Any
     inputs: dict[str, Any]
+    takes_steps: bool = True
 
     def generate(
         self, *, steps: int = 2, seed: int = 0, changes: dict[str, Any] | None = None
@@ -36,11 +38,11 @@ class TinyPipeline:
             changes: arguments that replace or join ``inputs``.
         """
         arguments = {"output_type": "pt", **self.inputs, **(changes or {})}
+        if self.takes_steps:
+            arguments["num_inference_steps"] = steps
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            frames: Tensor | list[Tensor] = self.pipe(
-                **arguments, num_inference_steps=steps, generator=generator
-            ).frames
+            frames: Tensor | list[Tensor] = self.pipe(**arguments, generator=generator).frames
         # Pipelines that go by sections return the latents of each.
         return frames if isinstance(frames, Tensor) else torch.cat([x.flatten() for x in frames])
 
