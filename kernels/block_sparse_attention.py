@@ -57,6 +57,7 @@ def block_sparse_attention(
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks.
 
@@ -78,6 +79,10 @@ def block_sparse_attention(
             mean value, so that it adds exp(scale q.k_mean + log size). Exact where the keys and
             the values of skipped blocks are constant. Rows that keep every block are unchanged. A
             key or value that is not finite then reaches every query: it is kept or averaged.
+        tangents: (B, H, Nkv, D) float32, for ``compensate``: for each key block the query at which
+            compensation is exact. The means of a block are then those that this query sees, keys
+            weighed with its softmax weights, and in place of the log size stands what makes the
+            block's weight right for it. The mask leads with (B, H). None is the query 0.
 
     Returns:
         Output in q's dtype and the natural LSE, which counts what compensation adds; rows without
@@ -90,6 +95,7 @@ def block_sparse_attention(
         ValueError: the inputs do not fit together, or ``impl`` cannot take them.
     """
     reasons = _input_reasons(q, k, v, mask) + _stats_reasons(q, mask, stats_lse, running)
+    reasons += [] if tangents is None else _tangent_reasons(q, mask, tangents, compensate)
     if reasons:
         raise ValueError("block_sparse_attention: " + "; ".join(reasons))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -101,7 +107,7 @@ def block_sparse_attention(
         reasons = unsupported_reasons(impl, q, k, v, mask)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-    return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate)
+    return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate, tangents)
 
 
 def unsupported_reasons(
@@ -149,10 +155,11 @@ def _run(
     stats_lse: Tensor | None,
     running: RunningStat | None,
     compensate: bool,
+    tangents: Tensor | None,
 ) -> AttentionOutput:
     if _sums_while_attending(impl, q, mask):
-        return _attend(impl, q, k, v, mask, scale, stats_lse, running, compensate)
-    output = _attend(impl, q, k, v, mask, scale, None, None, compensate)
+        return _attend(impl, q, k, v, mask, scale, stats_lse, running, compensate, tangents)
+    output = _attend(impl, q, k, v, mask, scale, None, None, compensate, tangents)
     if stats_lse is not None:
         return dataclasses.replace(output, block_stats=_kept_mass(q, k, mask, stats_lse, scale))
     if running is not None and isinstance(mask, BlockMask):
@@ -171,28 +178,34 @@ def _attend(
     stats_lse: Tensor | None,
     running: RunningStat | None,
     compensate: bool,
+    tangents: Tensor | None,
 ) -> AttentionOutput:
     if impl is Impl.REFERENCE:
         wide = torch.float64 if q.dtype is torch.float64 else torch.float32
         exact = attention_reference(
-            q, k, v, mask, scale=scale, compute_dtype=wide, compensate=compensate
-        )
+            q, k, v, mask, scale=scale, compute_dtype=wide, compensate=compensate,
+            tangents=tangents,
+        )  # fmt: skip
         return AttentionOutput(exact.out.to(q.dtype), exact.lse)
     if impl is Impl.TORCH:
-        return attend_torch(q, k, v, mask, scale=scale, compensate=compensate)
+        return attend_torch(q, k, v, mask, scale=scale, compensate=compensate, tangents=tangents)
     if impl is Impl.TRITON:
         from vidsparse.kernels.triton_attention import attend_triton
 
         return attend_triton(
-            q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running, compensate=compensate
-        )
+            q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running,
+            compensate=compensate, tangents=tangents,
+        )  # fmt: skip
     from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 
     if isinstance(mask, RaggedBlockMask):
-        return attend_ragged_gluon(q, k, v, mask, scale=scale, compensate=compensate)
+        return attend_ragged_gluon(
+            q, k, v, mask, scale=scale, compensate=compensate, tangents=tangents
+        )
     return attend_gluon(
-        q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running, compensate=compensate
-    )
+        q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running,
+        compensate=compensate, tangents=tangents,
+    )  # fmt: skip
 
 
 def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> bool:
@@ -240,6 +253,18 @@ def _stats_reasons(
     if given == (tuple(q.shape[:3]), torch.float32, q.device):
         return []
     return [f"stats_lse is {given}; give {(tuple(q.shape[:3]), torch.float32, q.device)}"]
+
+
+def _tangent_reasons(
+    q: Tensor, mask: BlockMask | RaggedBlockMask, tangents: Tensor, compensate: bool
+) -> list[str]:
+    reasons = [] if compensate else ["tangents say how to compensate; give compensate=True too"]
+    lists = mask.kv_indices if isinstance(mask, BlockMask) else mask.mask
+    if lists.shape[:2] != q.shape[:2]:
+        reasons.append(f"the mask leads with {tuple(lists.shape[:2])}; with tangents give (B, H)")
+    wanted = ((*q.shape[:2], mask.num_kv_blocks, q.shape[3]), torch.float32, q.device)
+    given = (tuple(tangents.shape), tangents.dtype, tangents.device)
+    return reasons if given == wanted else [*reasons, f"tangents are {given}; give {wanted}"]
 
 
 def _triton_reasons(q: Tensor) -> list[str]:

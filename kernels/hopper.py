@@ -128,6 +128,7 @@ def attend_gluon(
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -143,6 +144,7 @@ def attend_gluon(
         running: statistic of each kept block instead, lists visited from their end; needs the
             same.
         compensate: let skipped blocks count through their means.
+        tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
     """
     from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
@@ -155,7 +157,7 @@ def attend_gluon(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tensors = [q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices]
     # Without compensation the kernel never touches the last four.
-    tensors += mean_tiles(k, v, mask, scale) if compensate else (k, v, lse, lse)
+    tensors += mean_tiles(k, v, mask, scale, tangents) if compensate else (k, v, lse, lse)
     stats = stats_kind(stats_lse, running)
     if not stats:
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
@@ -240,6 +242,7 @@ def attend_ragged_gluon(
     scale: float,
     config: tuple[int, GluonConfig] | None = None,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend to the kept variable blocks; inputs as in ``block_sparse_attention``.
 
@@ -251,6 +254,7 @@ def attend_ragged_gluon(
         scale: factor on the logits.
         config: keys per chunk and CTA shape, by default the table's.
         compensate: let skipped blocks count through their means.
+        tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
     """
     from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
@@ -266,7 +270,7 @@ def attend_ragged_gluon(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     meta = (*tiles, lists.num_wide, lists.num_full, lists.num_chunks, lists.wide, lists.entries)
     # Without compensation the kernel never touches these four.
-    means = mean_tiles(k, v, mask, scale) if compensate else (k, v, lse, lse)
+    means = mean_tiles(k, v, mask, scale, tangents) if compensate else (k, v, lse, lse)
     for tensors in _batches(q, k, v, out, lse, *meta, *means):
         _launch_ragged(tensors, scale, chunk, shape, compensate)
     return AttentionOutput(out, lse)

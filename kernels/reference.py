@@ -21,6 +21,7 @@ def attention_reference(
     scale: float | None = None,
     compute_dtype: torch.dtype = torch.float64,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend with a token-level mask, one head at a time.
 
@@ -33,6 +34,7 @@ def attention_reference(
         compute_dtype: float64 or float32; ``out`` comes in this dtype, ``lse`` in float32.
         compensate: also attend to the mean key and value of every skipped block, with the
             logarithm of its size added to the logit.
+        tangents: (B, H, Nkv, D) queries whose weights these means are taken with, or None.
 
     Returns:
         Output in ``compute_dtype`` (not in q's dtype: rounding is the caller's business).
@@ -50,7 +52,10 @@ def attention_reference(
             if keep is not None:
                 scores = scores.masked_fill(~keep[b, h], -torch.inf)
             if compensate and mask is not None:
-                average, bias = _skipped_blocks(mask, b, h, compute_dtype)
+                logits = torch.zeros_like(scores[:1]).expand(mask.num_kv_blocks, -1)
+                if tangents is not None:
+                    logits = tangents[b, h].to(compute_dtype) @ keys.mT * scale
+                average, bias = _skipped_blocks(mask, b, h, logits)
                 skipped = q[b, h].to(compute_dtype) @ (average @ keys).mT * scale + bias
                 scores = torch.cat([scores, skipped], -1)
                 values = torch.cat([values, average @ values])
@@ -62,19 +67,25 @@ def attention_reference(
 
 
 def _skipped_blocks(
-    mask: BlockMask | RaggedBlockMask, b: int, h: int, dtype: torch.dtype
+    mask: BlockMask | RaggedBlockMask, b: int, h: int, logits: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return (Nkv, Skv) averages over blocks and (Sq, Nkv) log sizes, -inf where kept or empty."""
+    """Return (Nkv, Skv) averages over blocks and (Sq, Nkv) log weights, -inf where kept or empty.
+
+    ``logits`` (Nkv, Skv) are those of the blocks' tangents.
+    """
     kept = _of_head(kept_by_queries(mask), b, h)
     columns = torch.arange(mask.seq_kv, device=mask.device)
     if isinstance(mask, RaggedBlockMask):
         columns = block_of_token(_of_head(mask.kv_offsets, b, h), mask.seq_kv)
     else:
         columns = columns // mask.block_kv
-    member = torch.nn.functional.one_hot(columns, kept.shape[1]).to(dtype).mT
-    sizes = member.sum(-1)
-    bias = sizes.log().expand(kept.shape).masked_fill(kept, -torch.inf)
-    return member / sizes.clamp(min=1)[:, None], bias
+    member = columns == torch.arange(kept.shape[1], device=mask.device)[:, None]
+    empty = ~member.any(-1, keepdim=True)
+    within = logits.masked_fill(~member, -torch.inf)
+    average = torch.softmax(within, -1).masked_fill(empty, 0.0)
+    # exp(bias + q.k_mean) is the block's weight for its tangent, and has the same slope there.
+    bias = torch.logsumexp(within, -1) - (average * logits).sum(-1)
+    return average, bias.expand(kept.shape).masked_fill(kept, -torch.inf)
 
 
 def kept_by_queries(mask: BlockMask | RaggedBlockMask) -> Tensor:

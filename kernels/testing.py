@@ -22,6 +22,7 @@ def eager_attention(
     scale: float | None,
     *,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> Tensor:
     """Attend the way eager models do: every intermediate rounded to the inputs' dtype."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -30,7 +31,7 @@ def eager_attention(
         keep = mask.token_mask().expand(*q.shape[:3], k.shape[2])
         scores = scores.masked_fill(~keep, -torch.inf)
     if mask is not None and compensate:
-        means = key_value_means(k, v, mask)
+        means = key_value_means(k, v, mask, tangents, scale=scale)
         skipped = (q @ means.k.mT) * scale + means.log_size[:, :, None].to(q.dtype)
         skipped = skipped.masked_fill(kept_by_queries(mask), -torch.inf)
         scores, v = torch.cat([scores, skipped], -1), torch.cat([v, means.v], 2)
@@ -46,6 +47,7 @@ def assert_as_exact_as_eager(
     *,
     scale: float | None = None,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> None:
     """Check an output against float64, allowing little more than eager attention's own error.
 
@@ -53,8 +55,11 @@ def assert_as_exact_as_eager(
         AssertionError: the largest or the mean error exceeds 1.5 times eager's, the LSE is off by
             more than 1e-3 of its size, or rows without keys are not 0 and -inf.
     """
-    exact = attention_reference(q, k, v, mask, scale=scale, compensate=compensate)
-    eager = eager_attention(q, k, v, mask, scale, compensate=compensate).double() - exact.out
+    exact = attention_reference(
+        q, k, v, mask, scale=scale, compensate=compensate, tangents=tangents
+    )
+    eager = eager_attention(q, k, v, mask, scale, compensate=compensate, tangents=tangents)
+    eager = eager.double() - exact.out
     error = got.out.double() - exact.out
     floor = torch.finfo(q.dtype).eps * exact.out.abs().max()
     for name, size in (("largest", torch.Tensor.max), ("mean", torch.Tensor.mean)):

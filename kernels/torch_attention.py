@@ -44,13 +44,14 @@ def attend_torch(
     *,
     scale: float,
     compensate: bool = False,
+    tangents: Tensor | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``."""
     B, H, Sq, _ = q.shape
     kept = mask.to_dense() if compensate else None
     if kept is not None and bool(kept.all()):
         kept = None
-    means = None if kept is None else key_value_means(k, v, mask)
+    means = None if kept is None else key_value_means(k, v, mask, tangents, scale=scale)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full((B, H, Sq), -torch.inf, dtype=torch.float32, device=q.device)
     for b in range(B):

@@ -266,6 +266,7 @@ def attend_triton(
     *,
     scale: float,
     compensate: bool = False,
+    tangents: Tensor | None = None,
     config: LaunchConfig | None = None,
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
@@ -279,6 +280,7 @@ def attend_triton(
         mask: kept blocks.
         scale: factor on the logits.
         compensate: let skipped blocks count through their means.
+        tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
         config: launch configuration, by default the table's.
         stats_lse: (B, H, Sq) float32 LSE that block masses are taken against, or None for none;
             needs blocks of a multiple of ``config.block_kv`` keys.
@@ -294,7 +296,7 @@ def attend_triton(
         from vidsparse.kernels.triton_ragged_attention import attend_ragged_triton
 
         return attend_ragged_triton(
-            q, k, v, mask, scale=scale, compensate=compensate, config=config
+            q, k, v, mask, scale=scale, compensate=compensate, tangents=tangents, config=config
         )
     B, H, Sq, D = q.shape
     # The layout of q carries over, so that a caller's transposed view stays one.
@@ -311,7 +313,7 @@ def attend_triton(
     tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
     if None in tma:
         tma = []
-    means = mean_tiles(k, v, mask, scale) if compensate else None
+    means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     _attention_kernel[(tiles, B * H)](
         q, *(tma or (k, v)), out, lse, mask.kv_num_blocks, mask.kv_indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],

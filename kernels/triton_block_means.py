@@ -81,6 +81,83 @@ def _key_value_means_kernel(
     tl.store(target, mean.to(mean_ptr.dtype.element_ty), mask=columns < D)
 
 
+@triton.jit
+def _tangent_means_kernel(
+    k_ptr, v_ptr, tangent_ptr, offsets_ptr, k_mean_ptr, v_mean_ptr, weight_ptr,
+    k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
+    offset_stride_b, offset_stride_h, mean_stride_h, mean_stride_s,
+    H, S, D, N, block_kv, scale, ROWS: tl.constexpr, PAD_D: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """One program averages keys and values of one block of one head, weighed by its tangent."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    b, h = head // H, head % H
+    if RAGGED:
+        offsets_ptr += b * offset_stride_b + h * offset_stride_h + block
+        first, last = tl.load(offsets_ptr), tl.minimum(tl.load(offsets_ptr + 1), S)
+        first = tl.maximum(first, 0)
+    else:
+        first, last = block * block_kv, tl.minimum((block + 1) * block_kv, S)
+    k_ptr += b * k_stride_b + h * k_stride_h
+    v_ptr += b * v_stride_b + h * v_stride_h
+    columns = tl.arange(0, PAD_D)
+    inside_d = columns < D
+    tangent = tl.load(tangent_ptr + (head * N + block) * D + columns, mask=inside_d, other=0.0)
+    tangent *= scale
+    # Every row slot keeps its own maximum and sums: rows meet once, at the end.
+    row_max = tl.full([ROWS], float("-inf"), tl.float32)
+    row_sum = tl.zeros([ROWS], tl.float32)
+    k_sum = tl.zeros([ROWS, PAD_D], tl.float32)
+    v_sum = tl.zeros([ROWS, PAD_D], tl.float32)
+    for start in range(first, last, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        keep = (rows < last)[:, None] & inside_d[None, :]
+        place = rows.to(tl.int64)[:, None]
+        k = tl.load(k_ptr + place * k_stride_s + columns[None, :], mask=keep, other=0.0)
+        v = tl.load(v_ptr + place * v_stride_s + columns[None, :], mask=keep, other=0.0)
+        k, v = k.to(tl.float32), v.to(tl.float32)
+        logits = tl.where(rows < last, tl.sum(k * tangent[None, :], 1), float("-inf"))
+        new_max = tl.maximum(row_max, logits)
+        base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        weight, decay = tl.exp(logits - base), tl.exp(row_max - base)
+        row_sum = row_sum * decay + weight
+        k_sum = k_sum * decay[:, None] + weight[:, None] * k
+        v_sum = v_sum * decay[:, None] + weight[:, None] * v
+        row_max = new_max
+    most = tl.max(row_max, 0)
+    share = tl.exp(row_max - tl.where(most == float("-inf"), 0.0, most))
+    total = tl.sum(row_sum * share, 0)
+    inverse = tl.where(total == 0, 0.0, 1.0 / total)
+    k_mean = (tl.sum(k_sum * share[:, None], 0) * inverse).to(k_mean_ptr.dtype.element_ty)
+    v_mean = tl.sum(v_sum * share[:, None], 0) * inverse
+    # Against the mean as rounded: the weight at the tangent stays exact.
+    weight = most + tl.log(total) - tl.sum(k_mean.to(tl.float32) * tangent, 0)
+    target = head * mean_stride_h + block * mean_stride_s + columns
+    tl.store(k_mean_ptr + target, k_mean, mask=inside_d)
+    tl.store(v_mean_ptr + target, v_mean.to(v_mean_ptr.dtype.element_ty), mask=inside_d)
+    tl.store(weight_ptr + head * N + block, weight)
+
+
+def tangent_means(
+    k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, tangents: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average keys and values as tangents weigh them; see ``block_means.key_value_means``."""
+    B, H, S, D = k.shape
+    N = mask.num_kv_blocks
+    k_mean, v_mean = torch.empty(2, B, H, N, -(-D // 8) * 8, dtype=k.dtype, device=k.device)
+    weight = torch.empty(B, H, N, device=k.device)
+    if isinstance(mask, RaggedBlockMask):
+        offsets, block_kv = mask.kv_offsets.contiguous(), 0
+    else:
+        offsets, block_kv = mask.kv_num_blocks, mask.block_kv
+    _tangent_means_kernel[(N, B * H)](
+        k, v, tangents.contiguous(), offsets, k_mean, v_mean, weight,
+        *k.stride()[:3], *v.stride()[:3], *shared_strides(offsets), *k_mean.stride()[1:3],
+        H, S, D, N, block_kv, scale, ROWS=_ROWS, PAD_D=triton.next_power_of_2(D),
+        RAGGED=block_kv == 0, num_warps=4,
+    )  # fmt: skip
+    return k_mean[..., :D], v_mean[..., :D], weight
+
+
 def key_value_means_triton(
     k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
 ) -> tuple[Tensor, Tensor]:
@@ -104,8 +181,8 @@ def key_value_means_triton(
 
 @triton.jit
 def _list_bias_kernel(
-    count_ptr, index_ptr, bias_ptr, means_ptr, N, S, padded, block_kv, inverse_scale,
-    CHUNK: tl.constexpr,
+    count_ptr, index_ptr, bias_ptr, means_ptr, weight_ptr, Nq, N, S, padded, block_kv,
+    inverse_scale, CHUNK: tl.constexpr, WEIGHED: tl.constexpr,
 ):  # fmt: skip
     """One program fills the bias of one list of kept blocks."""
     row = tl.program_id(0).to(tl.int64)
@@ -114,7 +191,11 @@ def _list_bias_kernel(
     for start in range(0, padded, CHUNK):
         blocks = start + tl.arange(0, CHUNK)
         size = tl.minimum(S - blocks * block_kv, block_kv)
-        bias = tl.log(tl.maximum(size, 1).to(tl.float32)) * inverse_scale
+        if WEIGHED:
+            bias = tl.load(weight_ptr + row // Nq * N + blocks, mask=size > 0, other=0.0)
+        else:
+            bias = tl.log(tl.maximum(size, 1).to(tl.float32))
+        bias *= inverse_scale
         bias = tl.where(size > 0, bias, _EXCLUDED)
         tl.store(bias_ptr + blocks, bias, mask=blocks < padded)
     # Kept blocks are overwritten, by other threads.
@@ -130,7 +211,8 @@ def _list_bias_kernel(
 @triton.jit
 def _ragged_bias_kernel(
     mask_ptr, offsets_ptr, bias_ptr, means_ptr, mask_stride_b, mask_stride_h,
-    offset_stride_b, offset_stride_h, H, Nq, N, padded, inverse_scale, CHUNK: tl.constexpr,
+    offset_stride_b, offset_stride_h, weight_ptr, H, Nq, N, padded, inverse_scale,
+    CHUNK: tl.constexpr, WEIGHED: tl.constexpr,
 ):  # fmt: skip
     """One program fills the bias of one query block of one head."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -146,7 +228,11 @@ def _ragged_bias_kernel(
         size = tl.load(offsets_ptr + blocks + 1, mask=inside, other=0) - first
         kept = tl.load(mask_ptr + blocks, mask=inside, other=1) != 0
         counts = (size > 0) & (kept == 0)
-        bias = tl.log(tl.maximum(size, 1).to(tl.float32)) * inverse_scale
+        if WEIGHED:
+            bias = tl.load(weight_ptr + head * N + blocks, mask=counts, other=0.0)
+        else:
+            bias = tl.log(tl.maximum(size, 1).to(tl.float32))
+        bias *= inverse_scale
         tl.store(
             bias_ptr + row * padded + blocks, tl.where(counts, bias, _EXCLUDED),
             mask=blocks < padded,
@@ -155,7 +241,13 @@ def _ragged_bias_kernel(
     tl.store(means_ptr + row, tl.where(skipped > 0, N, 0))
 
 
-def mean_tiles(k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: float) -> MeanTiles:
+def mean_tiles(
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    scale: float,
+    tangents: Tensor | None = None,
+) -> MeanTiles:
     """Prepare compensation for an attention kernel, without a synchronisation.
 
     Args:
@@ -163,7 +255,12 @@ def mean_tiles(k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: f
         v: (B, H, Skv, D).
         mask: kept blocks; ragged ones must lead with (B, H) or 1 throughout.
         scale: factor on the logits.
+        tangents: (B, H, Nkv, D) float32 or None; the mask then leads with (B, H).
     """
+    if tangents is None:
+        (k_mean, v_mean), weight = key_value_means_triton(k, v, mask), None
+    else:
+        k_mean, v_mean, weight = tangent_means(k, v, mask, tangents, scale)
     N = mask.num_kv_blocks
     padded = -(-N // MEANS_PADDING) * MEANS_PADDING
     kept = mask.mask if isinstance(mask, RaggedBlockMask) else mask.kv_indices
@@ -177,12 +274,14 @@ def mean_tiles(k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, scale: f
         kept, offsets = mask.mask.contiguous(), mask.kv_offsets.contiguous()
         _ragged_bias_kernel[(mask.num_q_blocks, lead[0] * lead[1])](
             kept.view(torch.uint8), offsets, bias, num_means,
-            *shared_strides(kept), *shared_strides(offsets),
-            lead[1], mask.num_q_blocks, N, padded, 1 / scale, CHUNK=chunk, num_warps=4,
+            *shared_strides(kept), *shared_strides(offsets), bias if weight is None else weight,
+            lead[1], mask.num_q_blocks, N, padded, 1 / scale, CHUNK=chunk,
+            WEIGHED=weight is not None, num_warps=4,
         )  # fmt: skip
     else:
         _list_bias_kernel[(num_means.numel(),)](
-            mask.kv_num_blocks, mask.kv_indices, bias, num_means, N, mask.seq_kv, padded,
-            mask.block_kv, 1 / scale, CHUNK=chunk, num_warps=4,
+            mask.kv_num_blocks, mask.kv_indices, bias, num_means,
+            bias if weight is None else weight, mask.num_q_blocks, N, mask.seq_kv, padded,
+            mask.block_kv, 1 / scale, CHUNK=chunk, WEIGHED=weight is not None, num_warps=4,
         )  # fmt: skip
-    return MeanTiles(*key_value_means_triton(k, v, mask), bias, num_means)
+    return MeanTiles(k_mean, v_mean, bias, num_means)

@@ -103,6 +103,7 @@ def attend_ragged_triton(
     *,
     scale: float,
     compensate: bool,
+    tangents: Tensor | None,
     config: LaunchConfig,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``."""
@@ -113,7 +114,7 @@ def attend_ragged_triton(
     lists = chunk_lists(mask, _CHUNK)
     tiles = query_tiles(mask.q_offsets, Sq, config.block_q)
     PAD_D = padded_head_size(D)
-    means = mean_tiles(k, v, mask, scale) if compensate else None
+    means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     mean_lists = (0, 0) if means is None else shared_strides(means.num_means)
     _ragged_attention_kernel[(tiles.block.shape[-1], B * H)](
         q, k, v, out, lse, lists.entries, lists.num_chunks, *tiles,

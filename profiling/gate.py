@@ -46,14 +46,19 @@ def check_sampled_rows(
         scores = q[b, h, places].double() @ keys.T * D**-0.5
         scores = scores.masked_fill(~kept[:, columns], -torch.inf)
         if plan.compensate:
-            sizes = columns.bincount(minlength=kept.shape[1]).double()
+            tangents = torch.zeros(kept.shape[1], D, dtype=torch.float64, device=q.device)
+            if plan.tangents is not None:
+                tangents = plan.tangents[b, h].double()
+            logits = (keys * tangents[columns]).sum(-1) * D**-0.5
+            weights = torch.exp(logits - logits.max())[:, None]
+            total = torch.zeros_like(tangents[:, :1]).index_add_(0, columns, weights)
             keys, means = (
-                torch.zeros(len(sizes), D, dtype=torch.float64, device=q.device)
-                .index_add_(0, columns, x)
-                .div_(sizes.clamp(min=1)[:, None])
+                torch.zeros_like(tangents).index_add_(0, columns, x * weights)
+                / total.clamp(min=1e-300)
                 for x in (keys, values)
             )
-            skipped = q[b, h, places].double() @ keys.T * D**-0.5 + sizes.log()
+            bias = total[:, 0].log() + logits.max() - (keys * tangents).sum(-1) * D**-0.5
+            skipped = q[b, h, places].double() @ keys.T * D**-0.5 + bias
             scores = torch.cat([scores, skipped.masked_fill(kept, -torch.inf)], -1)
             values = torch.cat([values, means])
         exact = torch.softmax(scores, -1).nan_to_num(0) @ values

@@ -101,6 +101,7 @@ class TimedCalls:
             stats_lse=plan.stats_lse,
             running=plan.running,
             compensate=plan.compensate,
+            tangents=plan.tangents,
         )
         clock.mark("kernel")
         self._method.observe(output, plan, site, state)

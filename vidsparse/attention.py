@@ -68,6 +68,7 @@ def attend_in_order(
         stats_lse=plan.stats_lse,
         running=plan.running,
         compensate=plan.compensate,
+        tangents=plan.tangents,
     )
 
 

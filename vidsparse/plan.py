@@ -26,6 +26,8 @@ class AttentionPlan:
             ``output.block_stats``; not together with ``stats_lse``, and for equal blocks only.
         compensate: let every skipped block count through its mean key and mean value, as
             ``block_sparse_attention`` does, instead of as nothing.
+        tangents: (B, H, Nkv, D) float32, for ``compensate``: for each key block, in the plan's
+            order, the query at which compensation is exact; None for 0.
         dense_reason: why the mask keeps every block, for plans that only want the kernel's LSE; the
             call then counts as dense for this reason. None for sparse plans.
         error_bound: 0-dim float32, the most that the outputs moved on average for what is skipped,
@@ -39,6 +41,7 @@ class AttentionPlan:
     stats_lse: Tensor | None = None
     running: RunningStat | None = None
     compensate: bool = False
+    tangents: Tensor | None = None
     dense_reason: str | None = None
     error_bound: Tensor | None = None
 

@@ -210,3 +210,47 @@ def test_block_stats_count_kept_blocks_only():
         for compensate in (False, True)
     )
     assert torch.equal(plain.block_stats, output.block_stats)
+
+
+def tangents_of(q, mask):
+    return 2 * q.new_zeros(*q.shape[:2], mask.num_kv_blocks, q.shape[3]).float().normal_(
+        generator=torch.Generator(q.device).manual_seed(3)
+    )
+
+
+@pytest.mark.parametrize(("device", "impl", "dtype"), IMPLS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_tangents_match_the_reference(device, impl, dtype, ragged):
+    q, k, v, mask = make_case((2, 2, 130, 300, 64, 64, 32, 0.3), dtype, device)
+    if ragged:
+        g = torch.Generator(device).manual_seed(0)
+        mask = random_ragged_mask(2, 2, 130, 300, q_blocks=5, kv_blocks=14, density=0.3,
+                                  generator=g)  # fmt: skip
+    skip_if_unsupported(impl, q, k, v, mask)
+    tangents = tangents_of(q, mask)
+    output = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True, tangents=tangents)
+    assert_as_exact_as_eager(output, q, k, v, mask, compensate=True, tangents=tangents)
+
+
+@pytest.mark.parametrize(("device", "impl", "dtype"), IMPLS)
+def test_compensation_is_exact_for_its_tangents(device, impl, dtype):
+    # Every query equals the tangents: nothing is lost although nearly everything is skipped.
+    q, k, v, mask = make_case((1, 2, 130, 300, 64, 64, 32, 0.1), dtype, device)
+    q = q[:, :, :1].expand_as(q).contiguous()
+    skip_if_unsupported(impl, q, k, v, mask)
+    tangents = q[:, :, :1].float().expand(-1, -1, mask.num_kv_blocks, -1).contiguous()
+    output = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True, tangents=tangents)
+    assert_as_exact_as_eager(output, q, k, v, None)
+
+
+def test_tangents_that_do_not_fit_are_refused():
+    q, k, v, mask = make_case((1, 2, 130, 300, 64, 64, 32, 0.3), torch.float32, "cpu")
+    tangents = tangents_of(q, mask)
+    with pytest.raises(ValueError, match="compensate=True"):
+        block_sparse_attention(q, k, v, mask, tangents=tangents)
+    with pytest.raises(ValueError, match="tangents are"):
+        block_sparse_attention(q, k, v, mask, compensate=True, tangents=tangents[..., :8])
+    g = torch.Generator().manual_seed(0)
+    shared = random_block_mask(1, 1, 130, 300, block_q=64, block_kv=32, density=0.3, generator=g)
+    with pytest.raises(ValueError, match="the mask leads with"):
+        block_sparse_attention(q, k, v, shared, compensate=True, tangents=tangents)
