@@ -46,6 +46,8 @@ CASES = [
     ("svg2", {**SVG2, "share_branches": True}),
     ("svg2", {"density": 0.4}),
     ("random", {"density": 0.6}),
+    *(("compensated", {**DRAFT, "budget": b}) for b in ("flat", "row", "top_p")),
+    ("compensated", {**DRAFT, "tangents": False, "rank": "mass"}),
     ("adaspa", ADASPA),
     ("adaspa", {**ADASPA, "order": "compact", "frames": 2, "heads": "shared"}),
     *(("lite", {"density": 0.7, "criterion": c}) for c in CRITERIA),
@@ -55,7 +57,7 @@ CASES = [
     ("lite", {"threshold": 0.4, "seed": "adaspa", "seed_density": 0.6}),
 ]
 # Controls that look at the whole map or at nothing.
-NOT_PLANNING = {"dense", "oracle"}
+NOT_PLANNING = {"dense", "oracle", "oracle-error"}
 
 
 def test_every_method_is_covered():

@@ -165,13 +165,15 @@ def strip_geometry(
     block: int,
     device: torch.device,
     *,
+    kv_block: int | None = None,
     frames: int = 1,
     first_frame: bool = False,
     own: bool = True,
 ) -> BlockGeometry:
-    """Return the strip order cut into equal blocks, for queries and keys."""
-    cut = uniform_partition(layout.num_tokens, block, strip_order(layout, strips, frames=frames))
-    return _geometry(layout, cut, cut, device, first_frame=first_frame, own=own)
+    """Return the strip order cut into equal blocks, for queries and keys; ``kv_block`` differs."""
+    order = strip_order(layout, strips, frames=frames)
+    q, kv = (uniform_partition(layout.num_tokens, n, order) for n in (block, kv_block or block))
+    return _geometry(layout, q, kv, device, first_frame=first_frame, own=own)
 
 
 def _geometry(

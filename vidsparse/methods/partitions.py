@@ -34,6 +34,12 @@ class Partition:
         ids = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return ids.repeat_interleave(self.sizes)
 
+    def pools(self, size: int) -> Tensor:
+        """Return int32 offsets that cut the order into runs of ``size`` tokens and a rest."""
+        count = -(-self.num_tokens // size)
+        edges = torch.arange(count + 1, dtype=torch.int32, device=self.offsets.device) * size
+        return edges.clamp_(max=self.num_tokens)
+
     def to(self, device: torch.device | str) -> "Partition":
         """Return a copy on a device."""
         order = None if self.order is None else self.order.to(device)
@@ -80,7 +86,7 @@ def strip_order(layout: VideoLayout, strips: int, *, frames: int = 1) -> Tensor:
     Args:
         layout: the sequence; text keeps its place.
         strips: horizontal strips of a frame, at least 1 and at most its rows; as even as possible.
-        frames: frames that are walked side by side, at least 1.
+        frames: most frames that are walked side by side, at least 1.
 
     Returns:
         (S,) int32, ``order[i]`` is the natural index of the token at position i.
@@ -89,10 +95,13 @@ def strip_order(layout: VideoLayout, strips: int, *, frames: int = 1) -> Tensor:
     f, y, x = torch.meshgrid(*axes, indexing="ij")
     strip = y * strips // layout.height
     x = torch.where(strip % 2 == 0, x, layout.width - 1 - x)
-    walk = (strip * layout.width + x) * frames + f % frames
+    # Groups of frames are as even as possible: none is left with a single frame.
+    groups = -(-layout.frames // frames)
+    group = f * groups // layout.frames
+    first = -(-group * layout.frames // groups)
+    walk = (strip * layout.width + x) * frames + f - first
     walk = walk * layout.height + y
     last = strips * layout.width * frames * layout.height - 1
-    group = f // frames
     walk = torch.where(group % 2 == 0, walk, last - walk) + group * (last + 1)
     order = identity_order(layout)
     inside = torch.argsort(walk.reshape(-1)).to(torch.int32)

@@ -73,6 +73,16 @@ def choose_strips(grid: tuple[int, int, int], block: int, *, frames: int = 1) ->
     return min(grid[1], max(1, round(grid[1] / side)))
 
 
+def choose_frames(frames: int, block: int) -> int:
+    """Return how many frames a block should reach over to be about as deep as it is wide.
+
+    Args:
+        frames: F, frames of the grid.
+        block: tokens of a block.
+    """
+    return max(1, min(frames, round(block ** (1 / 3))))
+
+
 def tile_count(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
     """Return how many tiles cover a grid."""
     return math.prod(-(-n // t) for n, t in zip(grid, tile, strict=True))

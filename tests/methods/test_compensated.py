@@ -1,0 +1,248 @@
+import math
+
+import pytest
+import torch
+
+from vidsparse.attention import run_plan
+from vidsparse.errors import UsageError
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.block_error import (
+    block_moments,
+    compensation_error,
+    estimated_mass,
+    tangents,
+)
+from vidsparse.methods.compensated import Compensated
+from vidsparse.methods.windows import choose_frames
+from vidsparse.profiling.synthetic import video_qkv
+
+CPU = torch.device("cpu")
+SMALL = (16, 8)
+GRIDS = [
+    VideoLayout(3, 7, 10),
+    VideoLayout(5, 5, 11, text_before=7),
+    VideoLayout(4, 6, 8, text_after=9),
+    VideoLayout(1, 9, 13, text_before=3, text_after=4),
+]
+
+
+def plan_of(method, tensors, layout, cases, **where):
+    return method.decide(*tensors, layout, cases.site(**where), method.init_state())
+
+
+def relative_error(tensors, plan):
+    exact = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in tensors))
+    return float((run_plan(*tensors, plan).out.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("layout", GRIDS)
+@pytest.mark.parametrize("budget", ["flat", "row", "top_p"])
+def test_density_is_met_and_text_and_own_blocks_stay(layout, budget, cases):
+    tensors = cases.qkv(1, 2, 2, layout.num_tokens, 16)
+    method = Compensated(0.5, budget=budget, p=0.4, blocks=SMALL)
+    plan = plan_of(method, tensors, layout, cases)
+    keep = cases.natural_mask(plan, 2, 2)
+    text = torch.ones(layout.num_tokens, dtype=torch.bool)
+    text[layout.text_before : layout.video_end] = False
+    assert bool(keep[..., text].all())
+    assert bool(keep[..., text, :].all())
+    assert bool(keep.diagonal(dim1=-2, dim2=-1).all())
+    assert float(plan.density()) == pytest.approx(float(keep.float().mean()), abs=1e-6)
+    if budget == "flat":
+        density = keep.float().mean((-1, -2))
+        assert bool((density >= 0.5 - 1e-6).all())
+        assert bool((density < 0.5 + 16 * 8 / layout.num_tokens**2).all())
+
+
+@pytest.mark.parametrize("layout", GRIDS)
+@pytest.mark.parametrize("exact_at_tangents", [False, True])
+def test_output_is_kept_keys_and_weighted_means(layout, exact_at_tangents, cases):
+    q, k, v = cases.qkv(2, 1, 2, layout.num_tokens, 16)
+    method = Compensated(0.5, blocks=SMALL, tangents=exact_at_tangents)
+    plan = plan_of(method, (q, k, v), layout, cases)
+    assert (plan.tangents is not None) == exact_at_tangents
+    out = run_plan(q, k, v, plan).out
+    order = plan.q_order[0, 0].long()
+    kept = plan.mask.to_dense()
+    for h in range(2):
+        keys, values = (x[0, h, order].double().split(8) for x in (k, v))
+        for i, rows in enumerate(order.split(16)):
+            logits, means = [], []
+            for j, (key, value) in enumerate(zip(keys, values, strict=True)):
+                each = q[0, h, rows].double() @ key.T / 4
+                if not bool(kept[0, h, i, j]):
+                    t = torch.zeros(16).double()
+                    t = plan.tangents[0, h, j].double() if exact_at_tangents else t
+                    weights = torch.softmax(key @ t / 4, 0)
+                    mean = weights @ key
+                    bias = torch.logsumexp(key @ t / 4, 0) - mean @ t / 4
+                    each = (q[0, h, rows].double() @ mean / 4 + bias)[:, None]
+                    value = (weights @ value)[None]
+                logits.append(each)
+                means.append(value)
+            expected = torch.softmax(torch.cat(logits, 1), -1) @ torch.cat(means)
+            torch.testing.assert_close(out[0, h, rows].double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_moments_and_mass_equal_a_slow_reference(cases):
+    layout = VideoLayout(3, 7, 10, text_after=5)
+    q, k, v = cases.qkv(3, 1, 2, layout.num_tokens, 16)
+    geometry = Compensated(0.5, blocks=SMALL).geometry(layout, CPU, 16)
+    moments = block_moments(q, k, v, geometry)
+    order = geometry.q.order.long()
+    keys, values = (x[0, 1, order].split(8) for x in (k, v))
+    pools = [rows.split(1) for rows in q[0, 1, order].split(16)]
+    mass = estimated_mass(moments, geometry)[0, 1]
+    around = tangents(mass[None, None], moments.q_means[:, 1:])[0, 0]
+    error = compensation_error(mass[None, None], one_head(moments, 1), around[None, None])[0, 0]
+    for i, block in enumerate(pools):
+        logits = [
+            [pool[0] @ key.mean(0) / 4 + math.log(len(key)) for key in keys] for pool in block
+        ]
+        expected = torch.softmax(torch.tensor(logits), -1).mean(0)
+        torch.testing.assert_close(mass[i], expected, atol=1e-5, rtol=1e-4)
+        for j, (key, value) in enumerate(zip(keys, values, strict=True)):
+            away = torch.stack([pool[0] - around[j] for pool in block])
+            spread = (away.square().mean(0) * key.var(0, correction=0)).sum() / 16
+            wanted = expected[j] * spread * value.var(0, correction=0).sum().sqrt()
+            torch.testing.assert_close(error[i, j], wanted, atol=1e-5, rtol=1e-3)
+
+
+def one_head(moments, h):
+    parts = {
+        name: value[:, h : h + 1] if isinstance(value, torch.Tensor) else value
+        for name, value in vars(moments).items()
+    }
+    return type(moments)(**parts)
+
+
+def test_tangents_are_the_mean_of_the_queries_that_look(cases):
+    weights = torch.tensor([[1.0, 0.0], [3.0, 0.0]])[None, None]
+    means = torch.tensor([[0.0, 4.0], [8.0, 0.0]])[None, None]
+    assert tangents(weights, means).tolist() == [[[[6.0, 1.0], [0.0, 0.0]]]]
+
+
+def test_blocks_of_equal_tokens_cost_nothing_at_any_density(cases):
+    # Keys and values constant within each key block: compensation is exact.
+    layout = VideoLayout(4, 8, 8)
+    q, k, v = cases.qkv(4, 1, 2, 256, 16)
+    method = Compensated(0.2, blocks=(16, 8))
+    order = method.geometry(layout, CPU, 16).kv.order.long()
+    for x in (k, v):
+        blocks = x[:, :, order].view(1, 2, 32, 8, 16)
+        x[:, :, order] = blocks[..., :1, :].expand(blocks.shape).reshape(1, 2, 256, 16)
+    plan = plan_of(method, (q, k, v), layout, cases)
+    assert relative_error((q, k, v), plan) < 1e-5
+
+
+def test_one_query_for_all_blocks_costs_nothing(cases):
+    # The tangent of every block is that query, and there compensation is exact for any keys.
+    layout = VideoLayout(4, 8, 8)
+    q, k, v = cases.qkv(5, 1, 2, 256, 16)
+    q = q[:, :, :1].expand_as(q).contiguous()
+    exact, plain = (
+        relative_error(
+            (q, k, v), plan_of(Compensated(0.2, blocks=SMALL, tangents=t), (q, k, v), layout, cases)
+        )
+        for t in (True, False)
+    )
+    assert exact < 1e-5
+    assert plain > 0.01
+
+
+def test_error_ranking_and_tangents_lower_the_error(cases):
+    layout = VideoLayout(8, 12, 16)
+    tensors = video_qkv(layout, 1, 4, 32, CPU, torch.float32)
+    errors = {}
+    for rank, exact, compensate in (
+        ("error", True, True),
+        ("error", False, True),
+        ("mass", False, True),
+        ("mass", False, False),
+    ):
+        method = Compensated(
+            0.15, rank=rank, tangents=exact, compensate=compensate, blocks=(32, 16)
+        )
+        plan = plan_of(method, tensors, layout, cases)
+        errors[rank, exact, compensate] = relative_error(tensors, plan)
+    ordered = list(errors.values())
+    assert ordered == sorted(ordered), errors
+
+
+def test_everything_is_dense(cases):
+    layout = VideoLayout(3, 5, 7)
+    tensors = cases.qkv(7, 1, 2, layout.num_tokens, 16)
+    assert plan_of(Compensated(1.0), tensors, layout, cases) is None
+    every = plan_of(Compensated(budget="top_p", p=1.0, blocks=SMALL), tensors, layout, cases)
+    assert relative_error(tensors, every) < 1e-5
+
+
+def test_constant_tokens_give_no_nan(cases):
+    layout = VideoLayout(4, 8, 8)
+    q, k, v = (torch.zeros_like(x) for x in cases.qkv(8, 1, 2, 256, 16))
+    for budget in ("flat", "top_p"):
+        plan = plan_of(Compensated(0.3, budget=budget, blocks=SMALL), (q, k, v), layout, cases)
+        assert bool(run_plan(q, k, v, plan).out.isfinite().all())
+
+
+def test_planning_keeps_no_state(cases):
+    layout = VideoLayout(3, 7, 9)
+    tensors = cases.qkv(10, 1, 2, layout.num_tokens, 16)
+    method = Compensated(0.4, blocks=SMALL)
+    assert method.init_state() is None
+    a, b = (plan_of(method, tensors, layout, cases, step=s) for s in (1, 7))
+    assert torch.equal(a.mask.to_dense(), b.mask.to_dense())
+    assert torch.equal(a.tangents, b.tangents)
+
+
+@pytest.mark.parametrize(
+    ("layout", "block", "frames"),
+    [
+        (VideoLayout(21, 45, 80), 128, 5),
+        (VideoLayout(9, 16, 16), 64, 4),
+        (VideoLayout(1, 16, 16), 64, 1),
+        (VideoLayout(2, 30, 52), 128, 2),
+    ],
+)
+def test_blocks_suit_the_kernels_and_are_about_as_deep_as_wide(layout, block, frames):
+    assert choose_frames(layout.frames, block) == frames
+    geometry = Compensated(blocks=(block, block // 2)).geometry(layout, CPU, 128)
+    mask = geometry.plan(geometry.forced[None, None]).mask
+    assert isinstance(mask, BlockMask)
+    assert (mask.block_q, mask.block_kv) == (block, block // 2)
+    order = geometry.q.order.long()
+    assert torch.equal(order.sort().values, torch.arange(layout.num_tokens))
+    for tokens in order.split(block)[:-1]:
+        f = tokens // layout.tokens_per_frame
+        assert int(f.max() - f.min()) < 2 * frames
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"density": 0},
+        {"budget": "shared"},
+        {"budget": "top_p", "p": 1.5},
+        {"rank": "luck"},
+        {"frames": 0},
+        {"blocks": (0, 8)},
+        {"compensate": "yes"},
+    ],
+)
+def test_impossible_parameters_are_refused(wrong):
+    with pytest.raises(UsageError, match=r"must|use one of|use 'error'"):
+        Compensated(**wrong)
+
+
+def test_budgets_below_the_forced_blocks_are_refused(cases):
+    layout = VideoLayout(2, 9, 13, text_after=60)
+    tensors = cases.qkv(12, 1, 1, layout.num_tokens, 16)
+    with pytest.raises(UsageError, match=r"density=0\.1 is too small here"):
+        plan_of(Compensated(0.1), tensors, layout, cases)
+
+
+def test_search_space_names_parameters():
+    for name, choices in Compensated().search_space().items():
+        for value in choices.values:
+            Compensated(**{name: value})

@@ -1,0 +1,148 @@
+"""Our own method: skip what compensation represents well, attend to what it would get wrong."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vidsparse.errors import UsageError
+from vidsparse.kernels.launch import block_sizes
+from vidsparse.layout import VideoLayout
+from vidsparse.methods.base import SearchRange, SparseMethod, register
+from vidsparse.methods.block_error import (
+    block_moments,
+    compensation_error,
+    estimated_mass,
+    tangents,
+)
+from vidsparse.methods.blocks import BlockGeometry, strip_geometry
+from vidsparse.methods.budget import Budget
+from vidsparse.methods.windows import choose_frames, choose_strips
+from vidsparse.plan import AttentionPlan, CallSite
+
+ErrorBudget = Literal["flat", "row", "top_p"]
+BUDGETS: tuple[ErrorBudget, ...] = ("flat", "row", "top_p")
+
+
+@register
+@dataclass(frozen=True)
+class Compensated(SparseMethod):
+    """Keep the blocks that means cannot stand for; let the others count through their means.
+
+    Blocks are compact pieces of space and time, in which keys and values vary least. A few pooled
+    queries per block attend to the mean keys; the mass that they find, times how far logits and
+    values vary within a key block, ranks the block pairs. Skipped blocks count through means that
+    are exact at the mean of the queries that skip them (``tangents``). It keeps no state: step
+    caches, few-step models and any form of guidance suit it.
+
+    Attributes:
+        density: kept share of query-key pairs, text and own blocks included, in (0, 1]; the
+            least share of each row for the budget "top_p".
+        budget: "flat" ranks all blocks of a head, "row" those of each query block, "top_p" keeps a
+            share ``p`` of each query block's estimated error.
+        p: share of a row's error for "top_p", in [0, 1].
+        rank: "error" ranks by what compensation would get wrong, "mass" by attention mass.
+        tangents: take means as the queries that skip a block weigh its keys; else plain means.
+        frames: frames that a block reaches over; None makes blocks about as deep as wide.
+        blocks: (query, key) tokens per block; None asks the kernels. Finer key blocks compensate
+            better and cost more.
+        first_frame: always keep the keys of the first frame.
+        compensate: let skipped blocks count through their means.
+
+    Raises:
+        UsageError: a parameter is out of range.
+    """
+
+    name: ClassVar[str] = "compensated"
+    summary: ClassVar[str] = "attends to what block means get wrong, the rest through means"
+    source: ClassVar[str] = "vidsparse; related: SVG-EAR, DraftAttention, arXiv:2505.14708"
+
+    budget: ErrorBudget = "flat"
+    p: float = 0.9
+    rank: Literal["error", "mass"] = "error"
+    tangents: bool = True
+    frames: int | None = None
+    blocks: tuple[int, int] | None = None
+    first_frame: bool = False
+    compensate: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget not in BUDGETS:
+            raise UsageError(f"budget={self.budget!r} is unknown; use one of {BUDGETS}")
+        if self.rank not in ("error", "mass"):
+            raise UsageError(f"rank={self.rank!r} is unknown; use 'error' or 'mass'")
+        Budget(self.budget, self.density, self.p)
+        if self.frames is not None and self.frames < 1:
+            raise UsageError(f"frames={self.frames} must be at least 1, or None")
+        if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
+            raise UsageError(f"blocks={self.blocks} must be (query, key) tokens, each at least 1")
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
+    ) -> AttentionPlan | None:
+        """Rank the blocks of one call and keep the best."""
+        if self.density == 1:
+            return None
+        geometry = self.geometry(layout, q.device, q.shape[3])
+        if self.budget != "top_p":
+            geometry.check(self.density)
+        moments = block_moments(q, k, v, geometry)
+        mass = estimated_mass(moments, geometry)
+        scores = mass
+        if self.rank == "error":
+            around = tangents(mass, moments.q_means)
+            if not (self.tangents and self.compensate):
+                around = torch.zeros_like(around)
+            scores = compensation_error(mass, moments, around)
+        kept = self._select(scores, geometry)
+        plan = geometry.plan(kept)
+        if not (self.tangents and self.compensate):
+            return plan
+        skipped = mass.masked_fill_(kept, 0)
+        return replace(plan, tangents=tangents(skipped, moments.q_means))
+
+    def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
+        """Return the token order and blocks for a sequence.
+
+        Args:
+            layout: the sequence.
+            device: where attention runs.
+            D: head size.
+        """
+        block, kv_block = self.blocks or _default_blocks(device, D)
+        frames = self.frames or choose_frames(layout.frames, block)
+        frames = min(frames, layout.frames)
+        strips = choose_strips(layout.grid, block, frames=frames)
+        return strip_geometry(
+            layout,
+            strips,
+            block,
+            device,
+            kv_block=kv_block,
+            frames=frames,
+            first_frame=self.first_frame,
+        )
+
+    def search_space(self) -> dict[str, SearchRange]:
+        """Vary the density and the shape of blocks."""
+        return {
+            "density": SearchRange((0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+            "frames": SearchRange((1, 2, None, 8)),
+            "first_frame": SearchRange((False, True)),
+        }
+
+    def _select(self, scores: Tensor, geometry: BlockGeometry) -> Tensor:
+        if self.budget == "top_p":
+            scores = scores / scores.sum(-1, keepdim=True).clamp(min=1e-30)
+        budget = Budget(self.budget, self.density, self.p)
+        sizes = geometry.q.sizes, geometry.kv.sizes
+        floor = not geometry.covers_rows
+        return budget.select(scores, geometry.forced, *sizes, floor=floor)
+
+
+def _default_blocks(device: torch.device, D: int) -> tuple[int, int]:
+    """Return the kernels' query block, and key blocks of half its tokens for finer means."""
+    block_q, block_kv = block_sizes(device, D)
+    return block_q, min(block_kv, block_q // 2)
