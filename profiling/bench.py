@@ -19,21 +19,16 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.kernels.block_sparse_attention import (
-    Impl,
-    block_sparse_attention,
-    unsupported_reasons,
-)
+from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.kernels.launch import architecture
 from vidsparse.kernels.ragged_block_mask import block_of_token
 from vidsparse.kernels.testing import random_sizes
+from vidsparse.profiling.contenders import contenders
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.kernel_cases import CPU_CASES, GPU_CASES, KernelCase
+from vidsparse.profiling.precompile import compile_in_processes
 from vidsparse.profiling.timing import Timing, time_interleaved
 
-# Relative L2 error of the sampled rows against float64 that a timed kernel may have: several times
-# what rounding the weights to the dtype costs, far below what one wrong block costs.
-_LARGEST_ERROR = {torch.bfloat16: 0.01, torch.float16: 0.002, torch.float32: 1e-4}
 _SAMPLED_ROWS = 24
 
 Mask = BlockMask | RaggedBlockMask
@@ -136,16 +131,17 @@ def bench_case(
     inputs = make_inputs(case, device, dtype)
     mask = inputs.planner()
     q, k, v = inputs.q, inputs.k, inputs.v
-    errors = {}
-    for impl in impls:
-        if not unsupported_reasons(impl, q, k, v, mask):
-            out = block_sparse_attention(q, k, v, mask, impl=impl).out
-            errors[impl] = relative_error(inputs, mask, out)
-    functions: dict[str, Callable[[], object]] = {
-        impl.value: partial(block_sparse_attention, q, k, v, mask, impl=impl)
-        for impl, error in errors.items()
-        if error <= _LARGEST_ERROR[dtype]
+    entrants = contenders(case.bits, impls, (q, k, v), mask)
+    errors = {
+        impl: relative_error(inputs, mask, entrant.attend().out)
+        for impl, entrant in entrants.items()
     }
+    functions: dict[str, Callable[[], object]] = {}
+    for impl, entrant in entrants.items():
+        if errors[impl] <= entrant.largest_error:
+            functions[impl.value] = entrant.attend
+            if entrant.quantize is not None:
+                functions["quantize"] = entrant.quantize
     functions = {**dense_functions(q, k, v), "plan": inputs.planner, **functions}
     times = time_interleaved(functions, device, repeats=repeats)
     density = float(mask.density())
@@ -181,7 +177,24 @@ def _row(
             "fraction_of_ideal": round(dense_ms * density / timing.median_ms, 3),
             "speedup": round(dense_ms / (timing.median_ms + plan_ms), 3),
         }
+    if timing is not None and "quantize" in times:
+        quantize_ms = times["quantize"].median_ms
+        total_ms = timing.median_ms + quantize_ms
+        row |= {
+            "quantize_ms": round(quantize_ms, 4),
+            "fraction_with_quantize": round(dense_ms * density / total_ms, 3),
+            "speedup": round(dense_ms / (total_ms + plan_ms), 3),
+        }
     return row
+
+
+def run_once(cases: Sequence[KernelCase], impls: Sequence[Impl], device: torch.device) -> None:
+    """Run each named case once, which compiles its kernels."""
+    for case in {case.name: case for case in cases}.values():
+        inputs = make_inputs(case, device, torch.bfloat16)
+        qkv = (inputs.q, inputs.k, inputs.v)
+        for entrant in contenders(case.bits, impls, qkv, inputs.planner()).values():
+            entrant.attend()
 
 
 def bench_rows(
@@ -254,10 +267,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--impl", action="append", choices=[i.value for i in Impl])
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path, help="results file to write")
+    parser.add_argument("--jobs", type=int, default=8, help="processes that compile, on a GPU")
+    parser.add_argument("--compile-only", action="store_true", help="run each case once, untimed")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cases = [c for c in default_cases(device) if not options.case or c.name in options.case]
     impls = [Impl(name) for name in options.impl or ()] or default_impls(device)
+    if options.compile_only:
+        run_once(cases, impls, device)
+        return 0
+    if device.type == "cuda":
+        compile_in_processes(cases, impls, options.jobs)
     rows: list[dict[str, Any]] = []
     for row in bench_rows(cases, impls, device, repeats=options.repeats):
         rows.append(row)

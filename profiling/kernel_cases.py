@@ -16,6 +16,7 @@ class KernelCase:
         block_kv: key tokens per block.
         density: share of blocks kept at random, in (0, 1].
         clusters: (query, key) clusters with Zipf-like sizes instead of equal blocks, or None.
+        bits: 16, or 8 for attention on 8-bit tensor cores.
     """
 
     name: str
@@ -26,6 +27,7 @@ class KernelCase:
     block_kv: int
     density: float
     clusters: tuple[int, int] | None = None
+    bits: int = 16
 
 
 _WAN = KernelCase("wan14b-720p-128", 8, 75600, 128, 128, 128, 0.25)
@@ -40,6 +42,7 @@ GPU_CASES: tuple[KernelCase, ...] = (
     replace(_WAN, name="wan14b-720p-kv16", block_kv=16),
     replace(_WAN, name="wan14b-720p-64x64", block_q=64, block_kv=64),
     replace(_WAN, name="wan14b-720p-ragged", clusters=(300, 1000)),
+    *(replace(_WAN, name="wan14b-720p-8bit", bits=8, density=d) for d in (1.0, 0.25, 0.1)),
     *(replace(_COG, density=d) for d in (1.0, 0.25, 0.1)),
     replace(_COG, name="cogvideox1.5-d64-128", block_q=128),
     _SMALL,

@@ -1,0 +1,122 @@
+"""Launch the 8-bit Gluon kernel: descriptors and CTA shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.attention_output import AttentionOutput
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.quantize import QuantizedQKV
+
+_GROUP_ROWS = 64
+_TILE_KV = 128
+
+
+@dataclass(frozen=True)
+class Gluon8BitConfig:
+    """Shape of one CTA.
+
+    Args:
+        groups: consumer warpgroups of 64 query rows.
+        stages: depth of the K and V rings, of 128 keys each.
+        pingpong: let warpgroups take turns in issuing matrix products.
+        registers: registers per consumer thread.
+        max_registers: budget per thread over all warps.
+        overlap: take exponentials of one tile while the values of the last are multiplied.
+    """
+
+    groups: int
+    stages: int
+    pingpong: bool
+    registers: int
+    max_registers: int
+    overlap: bool = True
+
+
+# By rows that divide the mask's query blocks.
+GLUON_8BIT_CONFIGS: dict[int, Gluon8BitConfig] = {
+    128: Gluon8BitConfig(2, 3, False, 240, 168),
+    64: Gluon8BitConfig(1, 2, False, 232, 128),
+}
+
+
+def attend_quantized_gluon(
+    x: QuantizedQKV, mask: BlockMask, out: Tensor, config: Gluon8BitConfig | None = None
+) -> AttentionOutput:
+    """Attend to the kept blocks on Hopper.
+
+    Args:
+        x: quantised inputs.
+        mask: kept blocks of ``x.block_kv`` keys.
+        out: (B, H, Sq, D) bfloat16 or float16, written to.
+        config: CTA shape, by default the table's.
+    """
+    if config is None:
+        config = GLUON_8BIT_CONFIGS[128 if mask.block_q % 128 == 0 else 64]
+    lse = torch.empty(x.q.shape[:3], dtype=torch.float32, device=out.device)
+    for part in _batches(x, out, lse, mask):
+        _launch(*part, mask, config)
+    return AttentionOutput(out, lse)
+
+
+def _batches(
+    x: QuantizedQKV, out: Tensor, lse: Tensor, mask: BlockMask
+) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
+    """Yield inputs, lists, output and LSE of groups of heads whose outputs have one stride."""
+    tensors = {
+        f.name: value
+        for f in dataclasses.fields(x)
+        if isinstance(value := getattr(x, f.name), Tensor)
+    }
+    tensors |= {"counts": mask.kv_num_blocks, "indices": mask.kv_indices}
+    B, H = out.shape[:2]
+    if B == 1 or out.stride(0) == H * out.stride(1):
+        if mask.kv_num_blocks.shape[:2] not in ((1, 1), (B, H)):
+            for name in ("counts", "indices"):
+                tensors[name] = tensors[name].expand(B, H, *tensors[name].shape[2:])
+        flat = {name: value.flatten(0, 1) for name, value in tensors.items()}
+        yield flat, out.flatten(0, 1), lse.flatten(0, 1)
+        return
+    for b in range(B):
+        yield {n: t[b if len(t) > 1 else 0] for n, t in tensors.items()}, out[b], lse[b]
+
+
+def _launch(
+    x: dict[str, Tensor], out: Tensor, lse: Tensor, mask: BlockMask, config: Gluon8BitConfig
+) -> None:
+    from vidsparse.kernels.gluon_attention_8bit import attention_8bit_kernel
+    from vidsparse.kernels.triton_lists import launch_order
+
+    heads, Sq, size = x["q"].shape
+    counts, chunk = x["counts"], mask.block_kv
+    stride_h = 0 if len(counts) == 1 else counts.stride(0)
+    tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
+    order = launch_order(counts, heads, stride_h, tiles_per_block)
+    rows, keys = [1, _GROUP_ROWS, size], [1, chunk, size]
+    attention_8bit_kernel[(len(order),)](
+        _descriptor(x["q"], rows), _descriptor(x["k"], keys),
+        _descriptor(x["v"], [1, size, chunk]), _descriptor(out, rows),
+        lse, x["q_scale"], x["lse_shift"], x["k_scale"], x["v_scale"], order, counts, x["indices"],
+        stride_h, Sq, mask.seq_kv, x["v"].shape[2],
+        mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
+        TILE_KV=_TILE_KV, CHUNK=chunk, GROUPS=config.groups, STAGES=config.stages,
+        PINGPONG=config.pingpong, REGISTERS=config.registers, OVERLAP=config.overlap,
+        num_warps=4, maxnreg=config.max_registers,
+    )  # fmt: skip
+
+
+def _descriptor(x: Tensor, block: list[int]) -> Any:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    bytes_per_row = block[-1] * x.element_size()
+    layout = gl.NVMMASharedLayout(
+        swizzle_byte_width=min(128, bytes_per_row), element_bitwidth=8 * x.element_size(), rank=3
+    )
+    return TensorDescriptor.from_tensor(x, block, layout)
