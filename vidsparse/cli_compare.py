@@ -170,7 +170,8 @@ class _Run:
         from vidsparse.quality import load_lpips
 
         alex, vgg = (load_lpips(self._pipe.device, net=net) for net in ("alex", "vgg"))
-        judges = Judges(alex, vgg, content=_can_judge(self._model, self._scenes))
+        judge_content = _can_judge(self._model, self._scenes)
+        judges = Judges(alex, vgg, content=judge_content, device=self._pipe.device)
         clips = Forgetful(self._clips) if self._fresh else self._clips
         try:
             with clip_progress(quiet=self._quiet) as tell:

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 
 from vidsparse.clips import ClipFacts, Clips, MemoryClips, Scene, SiteDensity, contender_key
 from vidsparse.generate import Clip, OnStep, Sampling, sample, warm_up
@@ -67,11 +68,13 @@ class Judges:
         lpips: the metric, or the note that says why it is unavailable.
         lpips_vgg: alike.
         content: score clips against their captions (bundled model's grammar).
+        device: where metrics are computed.
     """
 
     lpips: Lpips | str
     lpips_vgg: Lpips | str = NOT_ASKED
     content: bool = False
+    device: torch.device | str = "cpu"
 
 
 @dataclass
@@ -242,9 +245,8 @@ def _judged(
     judges, quality = run.judges, None
     if dense is not None:
         truth = run.clips.frames(run.key(dense), scene)
-        quality = compare_videos(
-            to_float(frames), to_float(truth), lpips=judges.lpips, lpips_vgg=judges.lpips_vgg
-        )
+        pair = [to_float(one).to(judges.device) for one in (frames, truth)]
+        quality = compare_videos(pair[0], pair[1], lpips=judges.lpips, lpips_vgg=judges.lpips_vgg)
     content = None
     if judges.content:
         content = asdict(score_clip(frames.astype(np.float32) / 255, scene.prompt))
