@@ -94,6 +94,7 @@ def block_mass_triton(
     *,
     stages: int = 2,
     widest: int = 128,
+    warps: int | None = None,
     only: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -116,7 +117,7 @@ def block_mass_triton(
         BLOCK_Q=block_q, TILE_Q=tile_q, BLOCK_KV=block_kv, TILE_KV=tile_kv,
         PARTS=triton.cdiv(block_kv, tile_kv), TMA=descriptor is not None,
         PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages, ONLY=only is not None,
-        num_warps=8 if tile_q >= 128 else 4,
+        num_warps=warps or (8 if tile_q >= 128 else 4),
     )  # fmt: skip
     return mass
 

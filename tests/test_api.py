@@ -123,6 +123,20 @@ def test_summary_counts_calls_densities_and_reasons(wan: TinyPipeline) -> None:
     assert handle.summary().overall_density is None
 
 
+def test_summary_reports_what_states_hold(wan: TinyPipeline) -> None:
+    with vidsparse.enabled(wan.pipe, "adaspa", density=0.3, dense_steps=1) as handle:
+        wan.latents(steps=4, changes=LARGE)
+        held = handle.summary().state_bytes
+        wan.latents(steps=4, changes=LARGE)
+        assert handle.summary().state_bytes == held
+    summary = handle.summary()
+    # Two layers and branches, and what "disable" drops still counts.
+    assert summary.dense_calls == {"dense steps": 8, "adaspa search": 8}
+    assert summary.sparse_calls == 16
+    assert summary.state_bytes == held > 0
+    assert str(summary).splitlines()[-1].split() == ["state", f"{held / 2**20:.1f}", "MiB"]
+
+
 def test_small_grids_stay_dense(wan: TinyPipeline) -> None:
     expected = wan.latents()
     with vidsparse.enabled(wan.pipe, "random", density=0.1, dense_steps=0) as handle:

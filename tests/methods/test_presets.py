@@ -75,6 +75,23 @@ def test_draft_density_counts_the_text_that_the_original_does_not():
 
 
 @pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("adaspa-hunyuan-720p", VideoLayout(33, 45, 80, text_after=256)),
+        ("adaspa-cogvideox-1.5", VideoLayout(21, 48, 85, text_before=226)),
+    ],
+)
+def test_adaspa_presets_search_as_in_the_paper(name, layout):
+    config = SparseConfig.load(name)
+    method, schedule = config.build()
+    first, later, _ = method.phases(50, 10)
+    assert (first.steps, later.steps) == ((10,), (30,))
+    assert [schedule.reason(replace(SITE, step=s)) for s in (9, 10)] == ["dense steps", None]
+    text = 1 - (layout.video_tokens / layout.num_tokens) ** 2
+    assert method.density == pytest.approx(0.2 * (1 - text) + text, abs=5e-4)
+
+
+@pytest.mark.parametrize(
     ("method", "parameters", "density", "message"),
     [
         ("svg2", {"top_p": 0.9}, 0.3, r"density=0\.3 has no effect .* top_p=0\.9"),
