@@ -128,7 +128,7 @@ def value_order(keys: int, device: torch.device) -> Tensor:
 
 def _block_amax(x: Tensor, block: int) -> Tensor:
     x = torch.nn.functional.pad(x.abs().amax(-1), (0, -x.shape[2] % block))
-    return x.unflatten(-1, (-1, block)).amax(-1)
+    return x.view(*x.shape[:2], -1, block).amax(-1)
 
 
 def _to_int8(x: Tensor) -> Tensor:

@@ -72,18 +72,17 @@ def _place_kernel(labels_ptr, first_ptr, offsets_ptr, order_ptr, S, K, TOKENS: t
 def sort_by_label_triton(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """Sort tokens by label; see ``permute.sort_by_label``."""
     B, H, S = labels.shape
-    labels = labels.contiguous()
+    labels, K = labels.contiguous(), num_labels
     chunks = triton.cdiv(S, _TOKENS)
-    shape, integers = (B * H, chunks, num_labels), {"dtype": torch.int32, "device": labels.device}
-    counts, first = torch.empty(shape, **integers), torch.empty(shape, **integers)
-    pad = triton.next_power_of_2(num_labels + 1)
-    _count_kernel[(chunks, B * H)](labels, counts, first, S, num_labels, TOKENS=_TOKENS, PAD_K=pad)
-    totals = torch.empty(B * H, num_labels, **integers)
-    _sum_chunks_kernel[(triton.cdiv(num_labels, _LABELS), B * H)](
-        counts, first, totals, chunks, num_labels, CHUNKS=_CHUNKS, LABELS=_LABELS
+    counts, first = (labels.new_empty(B * H, chunks, K, dtype=torch.int32) for _ in range(2))
+    pad = triton.next_power_of_2(K + 1)
+    _count_kernel[(chunks, B * H)](labels, counts, first, S, K, TOKENS=_TOKENS, PAD_K=pad)
+    totals = labels.new_empty(B * H, K, dtype=torch.int32)
+    _sum_chunks_kernel[(triton.cdiv(K, _LABELS), B * H)](
+        counts, first, totals, chunks, K, CHUNKS=_CHUNKS, LABELS=_LABELS
     )
-    offsets = torch.zeros(B * H, num_labels + 1, **integers)
+    offsets = labels.new_zeros(B * H, K + 1, dtype=torch.int32)
     torch.cumsum(totals, -1, dtype=torch.int32, out=offsets[:, 1:])
-    order = torch.empty(B, H, S, **integers)
-    _place_kernel[(chunks, B * H)](labels, first, offsets, order, S, num_labels, TOKENS=_TOKENS)
-    return order, offsets.view(B, H, num_labels + 1)
+    order = labels.new_empty(B, H, S, dtype=torch.int32)
+    _place_kernel[(chunks, B * H)](labels, first, offsets, order, S, K, TOKENS=_TOKENS)
+    return order, offsets.view(B, H, K + 1)
