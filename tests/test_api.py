@@ -219,7 +219,7 @@ def test_explicit_arguments_win_over_the_preset(wan: TinyPipeline, tmp_path: Pat
         ({"dense_above_sigma": 2.0}, "dense_above_sigma=2.0 must lie in"),
         ({"preset": "nope"}, "there is no preset file or preset 'nope'"),
         ({"preset": "a", "config": SparseConfig()}, "give either preset= or config="),
-        ({"parameters": {"densty": 1}}, "has no parameter 'densty'; it has density"),
+        ({"parameters": {"densty": 1}}, "has no parameter 'densty'; did you mean 'density'"),
         ({"method": Interrupting(), "parameters": {"x": 1}}, "no parameter 'x'; it has density"),
     ],
 )
