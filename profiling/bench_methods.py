@@ -15,7 +15,7 @@ from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.profiling.bench_phases import bench_phases
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.timed_calls import (
     FIRST_SPARSE_STEP,
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     cases = [_case(name) for name in options.cases.split(",")]
     densities = [float(text) for text in options.densities.split(",")]
-    methods = options.methods.split(",")
+    methods = split_methods(options.methods)
     rows = bench_methods(
         cases,
         methods,

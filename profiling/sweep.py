@@ -32,7 +32,7 @@ from vidsparse.models.grammar import (
     ObjectCaption,
 )
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.sites import Capture, RecallJudge
 from vidsparse.quality import PSNR_OF_EQUAL_FRAMES, mean_psnr, psnr_per_frame
@@ -226,7 +226,7 @@ def _run(options: argparse.Namespace) -> None:
         floor_pipe = load_pipeline(options.model, device=device, dtype=other)
     quality_sweep(
         pipe,
-        options.methods.split(","),
+        split_methods(options.methods),
         [float(text) for text in options.densities.split(",")],
         settings,
         floor_pipe=floor_pipe,

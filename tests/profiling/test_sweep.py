@@ -16,6 +16,7 @@ from vidsparse.methods.dense import Dense
 from vidsparse.methods.random_blocks import RandomBlocks
 from vidsparse.methods.svg2 import Svg2
 from vidsparse.plan import CallSite
+from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.rows import RowFile
 from vidsparse.profiling.sites import Capture, Captured, RecallJudge, settled_plan
 from vidsparse.profiling.sweep import SweepSettings, generate, grammar_prompts, main, quality_sweep
@@ -210,3 +211,9 @@ def test_command_says_what_is_wrong_in_one_line(capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_commas_in_brackets_do_not_end_a_method():
+    specs = split_methods("oracle,compensated:blocks=[128,64]:rank=mass,draft")
+    assert specs == ["oracle", "compensated:blocks=[128,64]:rank=mass", "draft"]
+    assert parse_method(specs[1], 0.5).blocks == (128, 64)
