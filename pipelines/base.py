@@ -49,6 +49,7 @@ class ModelFamily(ABC):
         reads: those that ``layout`` and the tracker cannot do without.
         card: for listings.
         time_rises: the transformer is told 1000 - t, so its time grows while noise falls.
+        time_scale: the time the transformer is told for pure noise.
         cuts_padding: the processor builds no mask any more: calls that stay dense attend to the
             tokens that ``text_valid`` says are real, too.
     """
@@ -59,6 +60,7 @@ class ModelFamily(ABC):
     reads: ClassVar[tuple[str, ...]] = ("hidden_states", "timestep")
     card: ClassVar[FamilyCard]
     time_rises: ClassVar[bool] = False
+    time_scale: ClassVar[float] = 1000.0
     cuts_padding: ClassVar[bool] = False
 
     @property

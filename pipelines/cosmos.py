@@ -44,6 +44,7 @@ class CosmosFamily(ModelFamily):
         text="none",
         head_sizes=(128,),
     )
+    time_scale = 1.0
 
     def self_attentions(self, transformer: Any) -> list[nn.Module]:
         """Return ``attn1`` of each block."""

@@ -98,7 +98,8 @@ class AttachedTransformer:
         self.layout = None
 
     def _clock(self, pipeline: Any) -> Clock:
-        return clock_of(pipeline, time_rises=self.family.time_rises)
+        family = self.family
+        return clock_of(pipeline, time_rises=family.time_rises, time_scale=family.time_scale)
 
 
 @dataclass(eq=False)

@@ -141,7 +141,12 @@ def motif_video(*, image: bool = False, padded_in_front: bool = False) -> TinyPi
 
 def _with_vision_tower() -> Any:
     torch.manual_seed(0)
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    text: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "head_dim": 8,
+    }
     text |= {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 300}
     text |= {"dropout_rate": 0.0}
     vision = siglip()["image_encoder"].config.to_dict()

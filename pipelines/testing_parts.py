@@ -42,7 +42,7 @@ class TinyPipeline:
             arguments["num_inference_steps"] = steps
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            frames: Tensor | list[Tensor] = self.pipe(**arguments, generator=generator).frames
+            frames: Tensor | list[Tensor] = self.pipe(**arguments, generator=generator)[0]
         # Pipelines that go by sections return the latents of each.
         return frames if isinstance(frames, Tensor) else torch.cat([x.flatten() for x in frames])
 

@@ -1,12 +1,11 @@
 """Follow generations, steps and branches from what the transformers are called with."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_TIME_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,14 @@ class Clock:
         step_index: ``scheduler.step_index``, where the scheduler has one.
         num_steps: steps of the running generation.
         time_rises: the model is told 1000 - t, so that time grows while noise falls.
+        time_scale: time of pure noise; infinite where the model is told ln(sigma) / 4 (EDM).
     """
 
     timesteps: object | None = None
     step_index: int | None = None
     num_steps: int | None = None
     time_rises: bool = False
+    time_scale: float = 1000.0
 
 
 @dataclass
@@ -66,7 +67,7 @@ class StepTracker:
         """
         version = _version(time)
         known = time is not None and time is self._time and version == self._version
-        elapsed = self._elapsed if known else self._read(time, clock.time_rises)
+        elapsed = self._elapsed if known else self._read(time, clock)
         if self._begins_generation(elapsed, clock):
             self._begin_generation(clock)
         # Low-precision times of two steps may round to one value: the scheduler tells them apart.
@@ -92,16 +93,16 @@ class StepTracker:
         """
         self._restart, self._told, self._told_steps = True, told, num_steps
 
-    def _read(self, time: Tensor | float | None, time_rises: bool) -> float | None:
+    def _read(self, time: Tensor | float | None, clock: Clock) -> float | None:
         if time is None:
             self.sigma = None
             return None
         # One row, on the CPU: times per token or per frame differ inside a row, not between rows.
         row = torch.as_tensor(time).detach()
         row = (row[-1] if row.dim() else row).to("cpu", torch.float64)
-        level = float(row.max()) / _TIME_SCALE
-        self.sigma = min(max(1 - level if time_rises else level, 0.0), 1.0)
-        return float(row.sum()) * (1 if time_rises else -1)
+        level = _noise_level(float(row.max()), clock.time_scale)
+        self.sigma = min(max(1 - level if clock.time_rises else level, 0.0), 1.0)
+        return float(row.sum()) * (1 if clock.time_rises else -1)
 
     def _begins_generation(self, elapsed: float | None, clock: Clock) -> bool:
         if self._restart or self._inside:
@@ -119,12 +120,18 @@ class StepTracker:
         self._restart = False
 
 
-def clock_of(pipeline: Any, *, time_rises: bool = False) -> Clock:
+def _noise_level(time: float, scale: float) -> float:
+    """Return the share of noise in [0, 1]: sigma over signal and sigma, where it is known so."""
+    return 1 / (1 + math.exp(-4 * time)) if math.isinf(scale) else time / scale
+
+
+def clock_of(pipeline: Any, *, time_rises: bool = False, time_scale: float = 1000.0) -> Clock:
     """Read the clock of a diffusers pipeline.
 
     Args:
         pipeline: a pipeline, or None for a bare transformer.
         time_rises: what holds where the scheduler does not say.
+        time_scale: time of pure noise, unless the scheduler is one of EDM's.
     """
     scheduler = getattr(pipeline, "scheduler", None)
     timesteps = getattr(scheduler, "timesteps", None)
@@ -137,6 +144,7 @@ def clock_of(pipeline: Any, *, time_rises: bool = False) -> Clock:
         step_index=getattr(scheduler, "step_index", None),
         num_steps=num_steps,
         time_rises=config.get("invert_sigmas", time_rises),
+        time_scale=math.inf if type(scheduler).__name__.startswith("EDM") else time_scale,
     )
 
 

@@ -1,5 +1,7 @@
 """The tracker alone, told what pipelines and loops tell it."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -106,6 +108,16 @@ def test_sigma_is_the_highest_time_of_a_row(time: Tensor | float, sigma: float |
     tracker = StepTracker()
     run(tracker, time)
     assert tracker.sigma == sigma
+
+
+@pytest.mark.parametrize(
+    ("scale", "time", "sigma"), [(1.0, 0.75, 0.75), (float("inf"), math.log(3) / 4, 0.75)]
+)
+def test_sigma_follows_the_scale_of_time(scale: float, time: float, sigma: float) -> None:
+    # EDM models are told ln(sigma) / 4; sigma 3 is three parts of noise in four.
+    tracker = StepTracker()
+    run(tracker, time, Clock(time_scale=scale))
+    assert tracker.sigma == pytest.approx(sigma)
 
 
 def test_times_per_frame_advance_when_one_frame_does() -> None:
