@@ -33,8 +33,8 @@ class CallSummary:
         dense_calls: those that did not, by reason.
         density: mean kept share of the sparse calls in (0, 1]; None without any.
         overall_density: mean over all calls, dense ones counting 1; None without any.
-        state_bytes: most memory that the method's states held at the end of a generation, or hold
-            now: masks, log-sum-exps and centroids that wait for the next step.
+        state_bytes: most memory that the method's states held between two steps: masks,
+            log-sum-exps and centroids that wait for the next one.
         error_bound: mean over the sparse calls of the most that an attention output moved, in
             lengths of the longest value vector, if skipped blocks still hold what they held when
             they were dropped; None where the method does not know.

@@ -109,6 +109,7 @@ class SparseAttention:
     recorder: CallRecorder = field(default_factory=CallRecorder)
     _states: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _generation: int = -1
+    _step: int = -1
     _most_bytes: int = 0
 
     def __call__(
@@ -145,6 +146,9 @@ class SparseAttention:
         if site.generation != self._generation:
             self.reset()
             self._generation = site.generation
+        elif site.step != self._step:
+            self._most_bytes = self.most_state_bytes()
+        self._step = site.step
         reason = self._dense_reason(layout, site)
         if reason is not None:
             self.recorder.record_dense(reason, site)
@@ -163,7 +167,7 @@ class SparseAttention:
         return sum(self.method.state_bytes(state) for state in self._states.values())
 
     def most_state_bytes(self) -> int:
-        """Return the most bytes that the states of one generation held at its end."""
+        """Return the most bytes that the states held between two steps."""
         return max(self._most_bytes, self.state_bytes())
 
     def _dense_reason(self, layout: VideoLayout, site: CallSite) -> str | None:

@@ -218,7 +218,8 @@ def test_a_later_search_of_the_same_tokens_finds_the_same_mask(cases):
 
 
 def test_only_rows_whose_lse_is_stale_get_a_new_one(cases):
-    planner, (q, k, v) = method(stale_factor=2.0), tokens()
+    # One more search is to come: the log-sum-exp stays.
+    planner, (q, k, v) = method(stale_factor=2.0, search_at=(4, 12, 16)), tokens()
     _, state = searched(planner, (q, k, v), LAYOUT, cases)
     fresh = state.lse.clone()
     state.lse = fresh.clone()
@@ -233,6 +234,7 @@ def test_a_lost_lse_is_searched_again_exactly(cases):
     planner, qkv = method(), tokens()
     plan, state = searched(planner, qkv, LAYOUT, cases)
     # So far off that every weight overflows, or vanishes.
+    assert state.lse is not None
     state.lse = torch.where(torch.arange(LAYOUT.num_tokens) < 256, -200.0, 200.0) + state.lse
     again, _ = call(planner, qkv, LAYOUT, cases.site(step=12), state)
     assert torch.equal(plan.mask.to_dense(), again.mask.to_dense())
@@ -307,6 +309,27 @@ def test_the_state_is_bits_and_one_float_per_query(cases):
     assert planner.state_bytes(state) == heads * (blocks * blocks // 8 + 4 * LAYOUT.num_tokens)
 
 
+def test_the_lse_goes_with_the_last_search(cases):
+    planner = method()
+    _, state = searched(planner, tokens(), LAYOUT, cases)
+    call(planner, tokens(), LAYOUT, cases.site(step=12), state)
+    assert state.lse is None
+    assert planner.state_bytes(state) == 4 * 32 * 32 // 8
+    plan, _ = call(planner, tokens(), LAYOUT, cases.site(step=19), state)
+    assert plan.dense_reason is None
+
+
+@pytest.mark.parametrize(("step", "searches_densely"), [(6, False), (14, True)])
+def test_another_density_never_gets_the_old_ones_mask(step, searches_densely, cases):
+    low, high = method(0.25), method(0.5)
+    _, state = searched(low, tokens(), LAYOUT, cases)
+    call(low, tokens(), LAYOUT, cases.site(step=step - 1), state)
+    plan, _ = call(high, tokens(), LAYOUT, cases.site(step=step), state)
+    assert (plan.dense_reason is not None) == searches_densely
+    plan, _ = call(high, tokens(), LAYOUT, cases.site(step=step + 1), state)
+    assert float(plan.density()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_branches_have_states_of_their_own(cases):
     attention = SparseAttention(method(), DenseSchedule(dense_steps=0))
     for step, branch in itertools.product((4, 5, 12), (0, 1)):
@@ -314,10 +337,13 @@ def test_branches_have_states_of_their_own(cases):
         attention(*tokens(seed=branch), layout=LAYOUT, site=site)
     assert attention.recorder.dense == {"adaspa search": 2}
     assert attention.recorder.sparse_calls == 4
-    held = attention.state_bytes()
-    assert held == 2 * 4 * (32 * 32 // 8 + 4 * LAYOUT.num_tokens)
+    bits, lse = 32 * 32 // 8, 4 * LAYOUT.num_tokens
+    # The last search dropped the log-sum-exps.
+    assert attention.state_bytes() == 2 * 4 * bits
+    assert attention.most_state_bytes() == 2 * 4 * (bits + lse)
     attention.reset()
-    assert (attention.state_bytes(), attention.most_state_bytes()) == (0, held)
+    assert attention.state_bytes() == 0
+    assert attention.most_state_bytes() == 2 * 4 * (bits + lse)
 
 
 def test_rows_of_a_batch_and_their_heads_are_apart(cases):
@@ -334,6 +360,7 @@ def test_phases_name_every_sparse_step_once():
     assert (first.steps, later.steps) == ((10,), (30,))
     assert [p.searches for p in (first, later, reuse)] == [True, True, False]
     assert sorted(first.steps + later.steps + reuse.steps) == list(range(10, 50))
+    assert AdaSpa(search_sigmas=(0.5,)).phases(50, 10) == ()
     assert [p.steps for p in AdaSpa().phases(4, 1)] == [(1,), (2,), (3,)]
     assert [p.steps for p in AdaSpa(search_at=(10, 12)).phases(14, 11)] == [(11,), (12,), (13,)]
 

@@ -46,15 +46,17 @@ class AdaSpaState:
         inputs: shape and device of q, and layout, that the mask was found for.
         step: last step planned.
         points: points of the schedule passed when the mask was found.
+        density: density that it was found for.
         bits: (B, H, Nq, ceil(Nkv / 8)) uint8, the kept blocks; None before the first search.
         lse: (B, H, S) float32 log-sum-exp of the full rows in the blocks' token order, as of the
-            first search, or of a later one that found it stale.
+            first search, or of a later one that found it stale; None once no search is to come.
         waiting: q and k of the dense step of a first search, between plan and observe.
     """
 
     inputs: tuple[Any, ...] = ()
     step: int = -1
     points: int = 0
+    density: float = 0.0
     bits: Tensor | None = None
     lse: Tensor | None = None
     waiting: tuple[Tensor, Tensor] | None = None
@@ -162,17 +164,18 @@ class AdaSpa(SparseMethod):
         self._check(geometry, layout)
         points = self._schedule().passed(site)
         inputs = (tuple(q.shape), q.device, layout)
-        aged = state.bits is None or state.inputs != inputs or site.step < state.step
-        due = points > state.points
+        found = state.bits is not None and state.inputs == inputs and site.step >= state.step
+        due = points > state.points or state.density != self.density
         state.inputs, state.step, state.points = inputs, site.step, points
-        if aged:
+        lse = state.lse
+        if not found or (due and lse is None):
             self._schedule().tell_if_few_steps(self.name, site)
             state.bits, state.waiting = None, (q, k)
             everything = torch.ones_like(geometry.forced)[None, None]
             return replace(geometry.plan(everything), dense_reason="adaspa search")
-        if due:
-            mass = self._mass_against_cache(q, k, geometry, state)
-            state.bits = pack_bits(self._choose(mass, geometry, layout))
+        if due and lse is not None:
+            state.lse, mass = self._mass_against(lse, q, k, geometry)
+            self._keep(mass, geometry, layout, state)
         return geometry.plan(unpack_bits(state.bits, len(geometry.kv.sizes)))
 
     def observe(
@@ -186,10 +189,12 @@ class AdaSpa(SparseMethod):
         geometry = self._geometry(layout, q)
         state.lse = output.lse
         mass = block_mass(*_ordered(q, k, geometry), output.lse, **_blocks(geometry))
-        state.bits = pack_bits(self._choose(mass, geometry, layout))
+        self._keep(mass, geometry, layout, state)
 
     def phases(self, num_steps: int, first_step: int) -> tuple[Phase, ...]:
-        """Name the steps that search and those that reuse a mask."""
+        """Name the steps that search and those that reuse a mask; () where noise decides."""
+        if self.search_sigmas:
+            return ()
         due = {max(step, first_step) for step in self._schedule().steps(num_steps)}
         again = tuple(sorted(due - {first_step}))
         rest = tuple(s for s in range(first_step, num_steps) if s != first_step and s not in due)
@@ -225,26 +230,28 @@ class AdaSpa(SparseMethod):
         if self.heads == "adaptive":
             check_adaptive_density(self.density, geometry, layout)
 
-    def _mass_against_cache(
-        self, q: Tensor, k: Tensor, geometry: BlockGeometry, state: AdaSpaState
-    ) -> Tensor:
-        """Return the mass of every block; rows whose cached LSE is stale get a new one."""
-        lse, blocks = state.lse, _blocks(geometry)
-        if lse is None:
-            raise ValueError("a later search needs the log-sum-exp of the first; call observe()")
+    def _mass_against(
+        self, lse: Tensor, q: Tensor, k: Tensor, geometry: BlockGeometry
+    ) -> tuple[Tensor, Tensor]:
+        """Return the LSE, exact in rows where it was stale, and the mass of every block."""
         q, k = _ordered(q, k, geometry)
+        blocks = _blocks(geometry)
         mass = block_mass(q, k, lse, **blocks)
         drift = mass.sum(-1) / geometry.q.sizes
         # Written so that NaN and infinity are stale too.
         stale = ~((drift < self.stale_factor) & (drift > 1 / self.stale_factor))
-        state.lse, mass = renew_stale_mass(q, k, lse, mass, stale, **blocks)
-        return mass
+        return renew_stale_mass(q, k, lse, mass, stale, **blocks)
 
-    def _choose(self, mass: Tensor, geometry: BlockGeometry, layout: VideoLayout) -> Tensor:
-        """Keep the best blocks of every row: (B, H, Nq, Nkv) bool."""
-        return row_top_k_by_head(
+    def _keep(
+        self, mass: Tensor, geometry: BlockGeometry, layout: VideoLayout, state: AdaSpaState
+    ) -> None:
+        """Store the best blocks of every row, and drop what no later search needs."""
+        kept = row_top_k_by_head(
             mass, self.density, geometry, layout, heads=self.heads, target=self.enough_recall
         )
+        state.bits, state.density = pack_bits(kept), self.density
+        if state.points >= self._schedule().count:
+            state.lse = None
 
 
 def _blocks(geometry: BlockGeometry) -> BlockLengths:

@@ -52,6 +52,11 @@ class SearchSchedule:
         """Whether points are shares of a run."""
         return any(isinstance(point, float) for point in self.points)
 
+    @property
+    def count(self) -> int:
+        """How many points there are."""
+        return len(self.points) + len(self.sigmas)
+
     def passed(self, site: CallSite) -> int:
         """Return how many points lie at or before a call.
 
