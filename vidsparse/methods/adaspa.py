@@ -1,16 +1,14 @@
 """AdaSpa: find the best blocks exactly at a few steps, and reuse them in between."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
-from vidsparse.kernels.block_statistics import block_mass, renew_stale_mass
 from vidsparse.kernels.launch import block_sizes
-from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry, strip_geometry
@@ -22,6 +20,7 @@ from vidsparse.methods.head_rates import (
     row_top_k_by_head,
 )
 from vidsparse.methods.mask_bits import pack_bits, unpack_bits
+from vidsparse.methods.mass_search import mass_against, mass_against_old
 from vidsparse.methods.search_schedule import Point, SearchSchedule
 from vidsparse.methods.windows import choose_strips
 from vidsparse.plan import AttentionPlan, CallSite
@@ -29,13 +28,6 @@ from vidsparse.plan import AttentionPlan, CallSite
 Order = Literal["raster", "compact"]
 # Steps 10 and 30 of 50, as in the paper.
 _SEARCH_AT = (0.2, 0.6)
-
-
-class BlockLengths(TypedDict):
-    """Tokens per block, as the kernels take them."""
-
-    block_q: int
-    block_kv: int
 
 
 @dataclass
@@ -174,7 +166,7 @@ class AdaSpa(SparseMethod):
             everything = torch.ones_like(geometry.forced)[None, None]
             return replace(geometry.plan(everything), dense_reason="adaspa search")
         if due and lse is not None:
-            state.lse, mass = self._mass_against(lse, q, k, geometry)
+            state.lse, mass = mass_against_old(lse, q, k, geometry, stale_factor=self.stale_factor)
             self._keep(mass, geometry, layout, state)
         return geometry.plan(unpack_bits(state.bits, len(geometry.kv.sizes)))
 
@@ -188,8 +180,7 @@ class AdaSpa(SparseMethod):
         layout = state.inputs[-1]
         geometry = self._geometry(layout, q)
         state.lse = output.lse
-        mass = block_mass(*_ordered(q, k, geometry), output.lse, **_blocks(geometry))
-        self._keep(mass, geometry, layout, state)
+        self._keep(mass_against(output.lse, q, k, geometry), geometry, layout, state)
 
     def phases(self, num_steps: int, first_step: int) -> tuple[Phase, ...]:
         """Name the steps that search and those that reuse a mask; () where noise decides."""
@@ -230,18 +221,6 @@ class AdaSpa(SparseMethod):
         if self.heads == "adaptive":
             check_adaptive_density(self.density, geometry, layout)
 
-    def _mass_against(
-        self, lse: Tensor, q: Tensor, k: Tensor, geometry: BlockGeometry
-    ) -> tuple[Tensor, Tensor]:
-        """Return the LSE, exact in rows where it was stale, and the mass of every block."""
-        q, k = _ordered(q, k, geometry)
-        blocks = _blocks(geometry)
-        mass = block_mass(q, k, lse, **blocks)
-        drift = mass.sum(-1) / geometry.q.sizes
-        # Written so that NaN and infinity are stale too.
-        stale = ~((drift < self.stale_factor) & (drift > 1 / self.stale_factor))
-        return renew_stale_mass(q, k, lse, mass, stale, **blocks)
-
     def _keep(
         self, mass: Tensor, geometry: BlockGeometry, layout: VideoLayout, state: AdaSpaState
     ) -> None:
@@ -252,17 +231,3 @@ class AdaSpa(SparseMethod):
         state.bits, state.density = pack_bits(kept), self.density
         if state.points >= self._schedule().count:
             state.lse = None
-
-
-def _blocks(geometry: BlockGeometry) -> BlockLengths:
-    q, kv = geometry.q.block, geometry.kv.block
-    if q is None or kv is None:
-        raise ValueError("AdaSpa's blocks are equal; this geometry has blocks of many sizes")
-    return {"block_q": q, "block_kv": kv}
-
-
-def _ordered(q: Tensor, k: Tensor, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
-    if geometry.q.order is None:
-        return q, k
-    order = geometry.q.order.view(1, 1, -1)
-    return permute_tokens(q, order), permute_tokens(k, order)
