@@ -45,7 +45,10 @@ KINDS = (
             "overall_density": "overall density",
             "psnr": "PSNR (dB)",
             "ssim": "SSIM",
+            "ms_ssim": "MS-SSIM",
             "lpips": "LPIPS",
+            "flicker": "flicker",
+            "verdict": "verdict",
         },
     ),
     Kind(

@@ -17,7 +17,7 @@ DEFAULT_PROMPT = "a small red circle moves right over drifting green stripes"
 
 def generate(
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
-    out: Annotated[Path, typer.Option(help="MP4 to write.")],
+    out: Annotated[Path, typer.Option(help="Video to write: .mp4, or lossless .mkv.")],
     model: common.Model = "tiny",
     method: Annotated[
         str | None, typer.Option(help="Sparse method, or name:key=value:...; dense without.")
@@ -27,6 +27,7 @@ def generate(
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
     impl: common.Impl = "auto",
+    precision: common.Precision = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
     grid: common.Grid = None,
     height: common.Height = None,
@@ -46,7 +47,7 @@ def generate(
     from vidsparse.video import check_video_name, write_video
 
     check_video_name(out)
-    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
+    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl, precision)
     request = _one_request(method, shared)
     shared.check_device(pick_device(device))
     asked = Sampling(height, width, num_frames, steps, guidance, negative_prompt)

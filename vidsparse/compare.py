@@ -173,7 +173,8 @@ def _warm_up(contender: Contender, prompt: str, sampling: Sampling) -> None:
             return
         handle = contender.request.enable(contender.pipe)
         try:
-            steps = contender.request.steps_to_reach_sparse()
+            # One more: methods that search or gather at their first step skip from the next on.
+            steps = contender.request.steps_to_reach_sparse() + 1
             warm_up(contender.pipe, prompt, sampling, steps=steps)
         finally:
             handle.disable()

@@ -46,12 +46,26 @@ def test_closer_to_a_stranger_than_to_the_floor_is_diverged() -> None:
     assert found.kept == 0
 
 
-def test_the_judge_of_content_decides_where_there_is_one() -> None:
-    floor, far = clips(*[40.0] * 4), clips(*[15.0] * 4, ssim=0.45)
+def test_the_judge_of_content_is_asked_where_there_is_one() -> None:
+    # SSIM is 0.3 of the way from the stranger (0.4) to the floor (0.9).
+    floor, far = clips(*[40.0] * 4), clips(*[15.0] * 4, ssim=0.55)
     assert judge(far, floor, [0.4] * 4, [False] * 4, PROMPTS).name == "same content"
+    assert judge(far, floor, [0.4] * 4, None, PROMPTS).name == "diverged"
     lost = judge(far, floor, [0.4] * 4, [False, False, False, True], PROMPTS)
     assert lost.name == "diverged"
     assert "3 of 4 clips" in lost.reason
+
+
+def test_another_clip_of_the_same_caption_is_not_the_same_content() -> None:
+    floor, stranger = clips(*[40.0] * 4), clips(*[12.0] * 4, ssim=0.41)
+    assert judge(stranger, floor, [0.4] * 4, [False] * 4, PROMPTS).name == "diverged"
+
+
+def test_a_dense_clip_that_shows_nothing_cannot_vouch() -> None:
+    floor, far = clips(*[40.0] * 4), clips(*[15.0] * 4, ssim=0.55)
+    assert judge(far, floor, [0.4] * 4, [None] * 4, PROMPTS).name == "diverged"
+    assert judge(far, floor, None, [None] * 4, PROMPTS).name == "undecided"
+    assert judge(far, floor, None, [None, False, False, False], PROMPTS).kept == 1
 
 
 def test_identical_needs_no_floor() -> None:

@@ -27,7 +27,8 @@ FLICKER = (
 )
 VERDICTS = (
     "verdict: indistinguishable = not worse than the floor (0.5 dB, 0.005 SSIM) on paired clips; "
-    "same content = at least 90 % of clips keep it; else diverged (vidsparse.quality.verdict)"
+    "same content = at least 90 % of clips keep it, by the content check and SSIM between another "
+    "seed's clip and the floor; else diverged (the whole rule: vidsparse.quality.verdict)"
 )
 MEANINGS = (TIMED, DENSITIES, AGGREGATES, FLICKER, VERDICTS)
 HEADERS = (
