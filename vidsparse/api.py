@@ -15,6 +15,7 @@ from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.methods.base import SparseMethod, build_method, check_given
 from vidsparse.pipelines.attach import Attachment, attach, attachments_of
 from vidsparse.pipelines.step_cache import enable_step_cache
+from vidsparse.precision import Precision
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.schedule import DenseSchedule
 
@@ -152,6 +153,7 @@ def enable(
     dense_layers: float | int | None = None,
     dense_above_sigma: float | None = None,
     impl: str | Impl | None = None,
+    precision: str | Precision | None = None,
     record_sites: bool = False,
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -170,6 +172,8 @@ def enable(
         dense_layers: share or count of first layers that stay dense, 0 by default.
         dense_above_sigma: steps with a noise level above this stay dense.
         impl: kernel implementation, "auto" by default.
+        precision: "native" (the default), "8bit-sparse" for sparse calls in 8 bits, or "8bit" for
+            dense calls too; about 4 % off exact attention and faster on Hopper and Ada.
         record_sites: keep one row per call in ``handle.recorder.rows``.
         parameters: further fields of the method.
         force: use a preset although it is for another model.
@@ -200,6 +204,7 @@ def enable(
         method=chosen,
         schedule=schedule,
         impl=_impl(_first(impl, base.impl)),
+        precision=_precision(_first(precision, base.precision)),
         recorder=CallRecorder(keep_sites=record_sites),
     )
     attachment = attach(pipe_or_transformer, attention)
@@ -260,6 +265,14 @@ def _replace(method: SparseMethod, given: dict[str, Any]) -> SparseMethod:
                 f"method {method.name!r} has no parameter {key!r}; it has {', '.join(known)}"
             )
     return replace(method, **given)
+
+
+def _precision(name: str | Precision) -> Precision:
+    try:
+        return Precision(name)
+    except ValueError:
+        known = ", ".join(Precision)
+        raise UsageError(f"unknown precision {name!r}; choose one of {known}") from None
 
 
 def _impl(name: str | Impl) -> Impl:

@@ -12,10 +12,11 @@ from vidsparse.kernels.block_sparse_attention import (
     Impl,
     block_sparse_attention,
 )
-from vidsparse.kernels.permute import permute_qkv, restore_tokens
+from vidsparse.kernels.permute import restore_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
+from vidsparse.precision import Precision, attend_8bit, attend_densely_8bit
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.schedule import DenseSchedule
 
@@ -51,7 +52,7 @@ def attend_permuted(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
 ) -> AttentionOutput:
     """Do as ``run_plan``, leaving the output in the plan's query order."""
-    q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
+    q, k, v = plan.in_order(q, k, v)
     return attend_in_order(q, k, v, plan, impl=impl)
 
 
@@ -101,12 +102,14 @@ class SparseAttention:
         schedule: which steps and layers stay dense.
         impl: kernel implementation.
         recorder: counts calls and densities.
+        precision: in how many bits sparse and dense calls are computed.
     """
 
     method: SparseMethod
     schedule: DenseSchedule = field(default_factory=DenseSchedule)
     impl: Impl = Impl.AUTO
     recorder: CallRecorder = field(default_factory=CallRecorder)
+    precision: Precision = Precision.NATIVE
     _states: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _generation: int = -1
     _step: int = -1
@@ -152,9 +155,14 @@ class SparseAttention:
         reason = self._dense_reason(layout, site)
         if reason is not None:
             self.recorder.record_dense(reason, site)
+        if reason is not None and self.precision is not Precision.ALL_8BIT:
             return dense(q, k, v)
+        if self.precision is Precision.ALL_8BIT:
+            dense = attend_densely_8bit
         if layout.text_valid is not None:
-            return self._attend_without_padding(q, k, v, layout, site)
+            return self._attend_without_padding(q, k, v, layout, site, reason)
+        if reason is not None:
+            return dense(q, k, v)
         return self._attend(q, k, v, layout, site, dense)
 
     def reset(self) -> None:
@@ -193,9 +201,10 @@ class SparseAttention:
             self.recorder.record_dense(f"{self.method.name} asked for it", site)
             return dense(q, k, v)
         self.recorder.mark("plan")
-        q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
+        q, k, v = plan.in_order(q, k, v)
         self.recorder.mark("permute")
-        output = attend_in_order(q, k, v, plan, impl=self.impl)
+        attend = attend_in_order if self.precision is Precision.NATIVE else attend_8bit
+        output = attend(q, k, v, plan, impl=self.impl)
         self.recorder.mark("kernel")
         self.method.observe(output, plan, site, state)
         if plan.dense_reason is not None:
@@ -208,16 +217,28 @@ class SparseAttention:
         return out
 
     def _attend_without_padding(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: VideoLayout,
+        site: CallSite,
+        dense_reason: str | None,
     ) -> Tensor:
         """Attend per batch row to its own valid tokens; padding text sees only padding."""
+        all_8bit = self.precision is Precision.ALL_8BIT
+        dense = attend_densely_8bit if all_8bit else dense_attention
         out = torch.empty_like(q)
         for row, valid in enumerate(layout.text_valid or ()):
             end = layout.video_end + valid
             real = (slice(row, row + 1), slice(None), slice(0, end))
             rest = (slice(row, row + 1), slice(None), slice(end, None))
+            tokens = q[real], k[real], v[real]
             trimmed = layout.without_padding(valid)
-            out[real] = self._attend(q[real], k[real], v[real], trimmed, site, dense_attention, row)
+            if dense_reason is not None:
+                out[real] = dense(*tokens)
+            else:
+                out[real] = self._attend(*tokens, trimmed, site, dense, row)
             if end < q.shape[2]:
                 out[rest] = dense_attention(q[rest], k[rest], v[rest])
         return out

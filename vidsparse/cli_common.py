@@ -37,6 +37,9 @@ DenseLayers = Annotated[
     str | None, typer.Option(help="Layers that stay dense: a count (1) or a share (0.05).")
 ]
 Impl = Annotated[str, typer.Option(help="Kernel implementation, as in 'doctor'.")]
+Precision = Annotated[
+    str | None, typer.Option(help="native, 8bit-sparse (sparse calls) or 8bit (dense calls too).")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -46,9 +49,10 @@ def shared_request(
     dense_steps: str | None,
     dense_layers: str | None,
     impl: str,
+    precision: str | None = None,
 ) -> "SparseRequest":
     """Collect the options that hold for every method of a command."""
-    from vidsparse.request import SparseRequest, parse_count_or_share
+    from vidsparse.request import SparseRequest, check_precision, parse_count_or_share
 
     return SparseRequest(
         label=Path(preset).stem if preset else "",
@@ -58,6 +62,7 @@ def shared_request(
         dense_steps=parse_count_or_share(dense_steps, "--dense-steps"),
         dense_layers=parse_count_or_share(dense_layers, "--dense-layers"),
         impl=impl,
+        precision=None if precision is None else check_precision(precision),
     )
 
 

@@ -31,6 +31,7 @@ def compare(
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
     impl: common.Impl = "auto",
+    precision: common.Precision = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="What the video shows; repeatable. Default: one the model knows."),
@@ -90,7 +91,7 @@ def compare(
         if path is not None:
             check_file_name(path)
     floors.check_floor(floor)
-    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl)
+    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl, precision)
     requests = sparse_requests(method, shared)
     shared.check_device(pick_device(device))
     scenes = read_scenes(prompt, prompts, seed, seeds)

@@ -30,6 +30,7 @@ class SparseConfig(Section):
         dense_layers: share of the layers in [0, 1] as a float, or a count as an int.
         dense_above_sigma: steps with a noise level above this are dense too, in [0, 1].
         impl: kernel implementation.
+        precision: "native", "8bit-sparse" or "8bit"; see ``vidsparse.precision``.
         status: whether the values were measured, and by whom.
         note: where the values come from; for people.
         parameters: fields of the method, such as ``density``; those not given keep its defaults.
@@ -49,6 +50,7 @@ class SparseConfig(Section):
     dense_layers: float | int = 0
     dense_above_sigma: float | None = None
     impl: str = "auto"
+    precision: str = "native"
     status: Status = "own"
     note: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)

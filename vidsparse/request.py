@@ -24,6 +24,7 @@ class SparseRequest:
         dense_steps: share or count of steps that stay dense.
         dense_layers: share or count of layers that stay dense.
         impl: kernel implementation.
+        precision: see ``vidsparse.precision``.
         parameters: fields of the method.
     """
 
@@ -34,6 +35,7 @@ class SparseRequest:
     dense_steps: float | int | None = None
     dense_layers: float | int | None = None
     impl: str = "auto"
+    precision: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -87,6 +89,7 @@ class SparseRequest:
             dense_steps=self.dense_steps,
             dense_layers=self.dense_layers,
             impl=self.impl,
+            precision=self.precision,
             record_sites=record_sites,
             parameters=self.parameters or None,
         )
@@ -100,8 +103,8 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
     """Read ``name`` or ``name:key=value:key=value``.
 
     Args:
-        text: what the user typed; it becomes the label. ``density``, ``dense_steps`` and
-            ``dense_layers`` override the shared options, other keys are fields of the method.
+        text: what the user typed; it becomes the label. ``density``, ``dense_steps``,
+            ``dense_layers`` and ``precision`` override the shared options, other keys are fields of the method.
         shared: options that hold for all methods of the command.
 
     Raises:
@@ -111,10 +114,25 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
     pairs = dict(_pair(text, part) for part in tail.split(":") if part)
     own = {key: pairs.pop(key) for key in _SHARED if key in pairs}
     own.update({key: _number(text, key, value) for key, value in own.items()})
+    precision = pairs.pop("precision", shared.precision)
+    own["precision"] = None if precision is None else check_precision(str(precision))
     return replace(shared, label=text, method=name, parameters=pairs, **own)
 
 
 _SHARED = ("density", "dense_steps", "dense_layers")
+
+
+def check_precision(name: str) -> str:
+    """Return the name of a precision.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    from vidsparse.precision import Precision
+
+    if name not in list(Precision):
+        raise UsageError(f"unknown precision {name!r}; choose one of {', '.join(Precision)}")
+    return name
 
 
 def parse_count_or_share(text: str | None, name: str) -> float | int | None:
