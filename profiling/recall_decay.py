@@ -25,7 +25,7 @@ from vidsparse.loading import load_pipeline, pick_device, pick_dtype
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.recall import oracle_recall, recall
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.sweep import grammar_prompts
@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace) -> None:
         run_meta(device, module_command("vidsparse.profiling.recall_decay")),
         append=options.append,
     )
-    methods = {spec: parse_method(spec, options.density) for spec in options.methods.split(",")}
+    methods = {spec: parse_method(spec, options.density) for spec in split_methods(options.methods)}
     watch = RecallWatch(options.density, methods=methods)
     asked = Sampling(None, None, None, options.steps)
     sampling = settle_sampling(options.model, options.grid, asked)
