@@ -24,6 +24,7 @@ from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import CallSite
+from vidsparse.precision import Precision
 from vidsparse.profiling.clock import Clock
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.method_spec import parse_method
@@ -31,10 +32,11 @@ from vidsparse.profiling.model_shapes import Maker, ModelShape, find_shape
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.timed_calls import FIRST_SPARSE_STEP, NUM_STEPS
+from vidsparse.request import check_precision
 from vidsparse.schedule import DenseSchedule
 
 # One dense step and five sparse ones stand for a run of 50: both searches of AdaSpa fall in them.
-_STEPS, _DENSE_STEPS = 6, 1
+_SPARSE_STEPS = 5
 _DENSE = "dense"
 _GIB = 2**30
 
@@ -61,6 +63,16 @@ class TimedAttention(SparseAttention):
 
     recorder: TimedRecorder = field(default_factory=TimedRecorder)
     seen: tuple[torch.Size, VideoLayout] | None = None
+
+    @property
+    def dense_steps(self) -> int:
+        """Steps of a short run before the sparse ones."""
+        return int(self.schedule.dense_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a short run."""
+        return self.dense_steps + _SPARSE_STEPS
 
     def __call__(
         self,
@@ -129,13 +141,16 @@ class ModelBench:
         """Time each method in runs of its own, beside the dense step of the same run.
 
         Args:
-            specs: methods, as ``name`` or ``name:field=value``.
+            specs: methods, as ``name`` or ``name:field=value``; ``name@8bit`` computes sparse and
+                warm-up steps in 8 bits, ``name@8bit-sparse`` sparse ones alone. The dense step
+                beside them is always in the model's own precision.
             density: in (0, 1).
             rounds: runs of each method.
             on_skip: called with the reason when a method cannot run here.
         """
         with self._fastest_dense() as backend:
-            dense_peak = self._peak_of(lambda: self._run(self._attention("random", density), 1))
+            plain = self._attention("random", density)
+            dense_peak = self._peak_of(lambda: self._run(plain, stop=1))
             for spec in specs:
                 try:
                     row = self._measure(spec, density, rounds)
@@ -150,33 +165,38 @@ class ModelBench:
 
         def runs() -> None:
             self._warm(attention)
-            steps.extend(self._run(attention, _STEPS) for _ in range(rounds))
+            steps.extend(self._run(attention) for _ in range(rounds))
 
         peak = self._peak_of(runs)
         return {**self._row(spec, density, attention, steps), "peak_gb": peak}
 
     def _attention(self, spec: str, density: float) -> TimedAttention:
-        return TimedAttention(
-            parse_method(spec, density), schedule=DenseSchedule(dense_steps=_DENSE_STEPS)
-        )
+        spec, _, precision = spec.partition("@")
+        bits = Precision(check_precision(precision or "native"))
+        # In 8 bits the warm-up has a step of its own beside the dense one that all is compared to.
+        schedule = DenseSchedule(dense_steps=2 if bits is Precision.ALL_8BIT else 1)
+        return TimedAttention(parse_method(spec, density), schedule=schedule, precision=bits)
 
     @torch.inference_mode()
-    def _run(self, attention: TimedAttention, steps: int) -> list[StepTimes]:
-        """Denoise the first steps of a short run; a step is one forward."""
+    def _run(self, attention: TimedAttention, stop: int | None = None) -> list[StepTimes]:
+        """Denoise the steps of a short run before ``stop``; a step is one forward."""
         from vidsparse.pipelines.attach import attach
 
         attachment = attach(self.model, attention)
-        attachment.tracker.restart(told=True, num_steps=_STEPS)
+        num_steps, precision = attention.num_steps, attention.precision
+        attachment.tracker.restart(told=True, num_steps=num_steps)
         times = []
         try:
-            for step in range(steps):
-                time = torch.full((self.shape.rows,), 1000.0 * (1 - step / _STEPS))
+            for step in range(stop or num_steps):
+                attention.precision = precision if step else Precision.NATIVE
+                time = torch.full((self.shape.rows,), 1000.0 * (1 - step / num_steps))
                 clock = attention.recorder.clock = Clock(self.device)
                 self.model(timestep=time.to(self.device), **self.inputs, return_dict=False)
                 clock.mark("other")
                 parts = clock.milliseconds()
                 times.append(StepTimes(sum(parts.values()), parts))
         finally:
+            attention.precision = precision
             attention.recorder.clock = None
             attachment.detach()
         return times
@@ -185,12 +205,13 @@ class ModelBench:
     def _warm(self, attention: TimedAttention) -> None:
         """Compile the method's kernels by calls of one layer alone."""
         if attention.seen is None:
-            self._run(attention, 1)
+            self._run(attention, stop=1)
         shape, layout = attention.seen  # type: ignore[misc]
         make = Maker(self.device, self.dtype)
         q, k, v = (replace(make, seed=seed).normal(*shape) for seed in range(3))
-        for step in range(_DENSE_STEPS, _STEPS):
-            site = CallSite("transformer", 0, 1, step, _STEPS, 1 - step / _STEPS, 0, -2)
+        steps = attention.num_steps
+        for step in range(1, steps):
+            site = CallSite("transformer", 0, 1, step, steps, 1 - step / steps, 0, -2)
             attention(
                 q, k, v, layout=layout, site=site, dense=nn.functional.scaled_dot_product_attention
             )
@@ -206,7 +227,7 @@ class ModelBench:
         times = {}
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
             with sdpa_kernel(_first(backend), set_priority=True):
-                runs = [self._run(self._attention("random", 0.5), 1)[0].step_ms for _ in "ab"]
+                runs = [self._run(self._attention("random", 0.5), stop=1)[0].step_ms for _ in "ab"]
             times[backend] = min(runs)
         best = min(times, key=lambda backend: times[backend])
         with sdpa_kernel(_first(best), set_priority=True):
@@ -226,12 +247,13 @@ class ModelBench:
         self, spec: str, density: float, attention: TimedAttention, runs: list[list[StepTimes]]
     ) -> Row:
         dense = _median([run[0] for run in runs])
+        warm_up = _median([run[attention.dense_steps - 1] for run in runs])
         sparse = mean_sparse_step(attention.method, runs)
         share = dense.attention_ms / dense.step_ms
         realised = attention.recorder.sparse_density() or 1.0
         ceiling = 1 / (1 - share + share * realised)
         speedup = dense.step_ms / sparse.step_ms
-        whole = FIRST_SPARSE_STEP * dense.step_ms
+        whole = FIRST_SPARSE_STEP * warm_up.step_ms
         whole += (NUM_STEPS - FIRST_SPARSE_STEP) * sparse.step_ms
         return {
             "shape": self.shape.name,
@@ -241,6 +263,7 @@ class ModelBench:
             "requested_density": density,
             "density": round(realised, 4),
             "dense_ms": round(dense.step_ms, 2),
+            "warm_up_ms": round(warm_up.step_ms, 2),
             "step_ms": round(sparse.step_ms, 2),
             "attention_share": round(share, 4),
             **{f"{part}_ms": round(sparse.parts.get(part, 0.0), 2) for part in _PARTS},
@@ -259,12 +282,21 @@ def mean_sparse_step(method: SparseMethod, runs: list[list[StepTimes]]) -> StepT
 
     A method's phases count as often as they occur in 50 steps; where all steps do the same, the
     first one counts once, because it also starts what later ones go on from.
+
+    Args:
+        method: what ran.
+        runs: the steps of each run, of which the last five are sparse.
+
+    Raises:
+        UsageError: the short runs lack a phase.
     """
-    short = method.phases(_STEPS, _DENSE_STEPS)
+    num_steps = len(runs[0])
+    first = num_steps - _SPARSE_STEPS
+    short = method.phases(num_steps, first)
     counts = {p.name: len(p.steps) for p in method.phases(NUM_STEPS, FIRST_SPARSE_STEP)}
     groups = {p.name: p.steps for p in short if p.steps}
     if not groups:
-        groups = {"first": (_DENSE_STEPS,), "later": tuple(range(_DENSE_STEPS + 1, _STEPS))}
+        groups = {"first": (first,), "later": tuple(range(first + 1, num_steps))}
         counts = {"first": 1, "later": NUM_STEPS - FIRST_SPARSE_STEP - 1}
     means = {
         name: _median([run[step] for run in runs for step in steps])
@@ -272,7 +304,7 @@ def mean_sparse_step(method: SparseMethod, runs: list[list[StepTimes]]) -> StepT
     }
     missing = [name for name, count in counts.items() if count and name not in means]
     if missing:
-        raise UsageError(f"{method.name}: a run of {_STEPS} steps has no {', '.join(missing)}")
+        raise UsageError(f"{method.name}: a run of {num_steps} steps has no {', '.join(missing)}")
     total = sum(counts.values())
     parts = {part for mean in means.values() for part in mean.parts}
     return StepTimes(

@@ -104,7 +104,8 @@ def model(
         str | None, typer.Option(help="Released transformer and size; by device if not given.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="Method, or name:key=value:...; repeatable.")
+        list[str] | None,
+        typer.Option(help="Method, name:key=value:... or name@8bit; repeatable."),
     ] = None,
     density: Annotated[float, typer.Option(help="In (0, 1).")] = 0.25,
     layers: Annotated[
@@ -124,7 +125,7 @@ def model(
     where = pick_device(device)
     chosen = method or ["svg", "draft", "svg2", "adaspa", "lite"]
     for name in chosen:
-        parse_method(name, density)
+        parse_method(name.partition("@")[0], density)
     found = find_shape(shape or ("wan2.1-1.3b-480p" if where.type == "cuda" else "tiny-cpu"))
     timed = ModelBench(found, where, layers)
     with common.progress_bars(quiet=json) as bars:

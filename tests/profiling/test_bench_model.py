@@ -88,6 +88,16 @@ def test_a_row_adds_up_and_reports_every_part(tmp_path, capsys):
     assert row["amdahl_fraction"] == pytest.approx(row["step_speedup"] / ceiling, rel=1e-2)
 
 
+def test_8bit_steps_stand_beside_a_dense_step_in_full_precision(tmp_path):
+    out = tmp_path / "model.json"
+    arguments = ["--shape", "tiny-cpu", "--methods", "dense@8bit", "--device", "cpu"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    # On a CPU 8 bits are simulated, which takes longer than the real thing.
+    assert row["warm_up_ms"] > row["dense_ms"]
+    assert row["density"] == 1.0
+
+
 def test_what_cannot_run_is_refused_before_anything_is_allocated(monkeypatch, capsys):
     assert main(["--shape", "wan2.1-14b-720p", "--device", "cpu"]) == 2
     assert "use a GPU, or --shape tiny-cpu" in capsys.readouterr().err
