@@ -204,8 +204,22 @@ def cogvideox(*, version: str = "1.0") -> TinyPipeline:
 
 def ltx_video(*, conditions: bool = False) -> TinyPipeline:
     """Build LTX-Video; with conditions, the pipeline that puts key frames in front."""
+    build = diffusers.LTXConditionPipeline if conditions else diffusers.LTXPipeline
+    pipe = build(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=ltx_vae(),
+        text_encoder=t5_encoder(),
+        tokenizer=t5_tokenizer(),
+        transformer=ltx_transformer(),
+    )
+    extra = {"image": picture(), "frame_index": 8} if conditions else {}
+    return tiny_pipeline(pipe, **extra, num_frames=17, guidance_scale=3.0)
+
+
+def ltx_transformer() -> Any:
+    """Build an LTX-Video transformer for latents with 8 channels and text of 32."""
     torch.manual_seed(0)
-    transformer = diffusers.LTXVideoTransformer3DModel(
+    return diffusers.LTXVideoTransformer3DModel(
         in_channels=8,
         out_channels=8,
         num_attention_heads=4,
@@ -214,19 +228,10 @@ def ltx_video(*, conditions: bool = False) -> TinyPipeline:
         num_layers=2,
         caption_channels=32,
     ).eval()
-    build = diffusers.LTXConditionPipeline if conditions else diffusers.LTXPipeline
-    pipe = build(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=_ltx_vae(),
-        text_encoder=t5_encoder(),
-        tokenizer=t5_tokenizer(),
-        transformer=transformer,
-    )
-    extra = {"image": picture(), "frame_index": 8} if conditions else {}
-    return tiny_pipeline(pipe, **extra, num_frames=17, guidance_scale=3.0)
 
 
-def _ltx_vae() -> Any:
+def ltx_vae() -> Any:
+    """Build an LTX-Video VAE: 4 x in time and space, 8 channels."""
     torch.manual_seed(0)
     return diffusers.AutoencoderKLLTXVideo(
         latent_channels=8,

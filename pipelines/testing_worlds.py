@@ -74,7 +74,7 @@ def cosmos2(*, image: bool = False) -> TinyPipeline:
 def cosmos25(*, transfer: bool = False) -> TinyPipeline:
     """Build Cosmos 2.5 Predict, or Transfer with a ControlNet of one block."""
     parts = _parts(diffusers.UniPCMultistepScheduler(**_FLOW), wan_vae())
-    extra = {"controlnet_block_every_n": 1} if transfer else {}
+    extra: dict[str, Any] = {"controlnet_block_every_n": 1} if transfer else {}
     parts["transformer"] = _transformer(17, 16, **extra)
     if not transfer:
         return _tiny(diffusers.Cosmos2_5_PredictBasePipeline(**parts), num_frames=9)

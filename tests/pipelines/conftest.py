@@ -107,6 +107,18 @@ def first_queries(tiny: TinyPipeline) -> FirstCallError:
     return caught.value
 
 
+def packed(tiny: TinyPipeline, layout: VideoLayout) -> Pack:
+    """Put a marker where the pipeline's own packing puts a latent, for packed latents."""
+
+    def pack(latents: Tensor, place: tuple[int, int, int]) -> Tensor:
+        video = torch.zeros(1, 1, *layout.grid)
+        video[(0, 0, *place)] = 1
+        tokens = tiny.pipe._pack_latents(video, 1, 1)
+        return torch.nn.functional.pad(tokens, (0, 0, layout.text_before, layout.text_after))
+
+    return pack
+
+
 @dataclass
 class Contract:
     """What every family promises, checked on a tiny pipeline.
@@ -139,11 +151,13 @@ class Contract:
         assert {shape[2] for shape in self.spy.shapes} == {o.num_tokens for o in self.spy.layouts}
         return self.spy.layouts[0]
 
-    def check_marker(
-        self, axes: str = "BCFHW", patch: tuple[int, int, int] = (1, 2, 2), pack: Pack | None = None
-    ) -> None:
-        """A latent reaches the token that the layout says, and no other."""
+    def check_marker(self, axes: str = "BCFHW", patch: tuple[int, int, int] = (1, 2, 2)) -> None:
+        """A latent reaches the token that the layout says, and no other.
+
+        ``axes`` are those of what the transformer is given, "BSC" where it is packed already.
+        """
         plain = first_queries(self.tiny)
+        pack = packed(self.tiny, plain.layout) if axes == "BSC" else None
         frames, height, width = plain.layout.grid
         for f, y, x in {(0, 0, width - 1), (frames - 1, height - 1, 0)}:
             place = tuple(n * p for n, p in zip((f, y, x), patch, strict=True))
