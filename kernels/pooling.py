@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.backends import triton_is_native
 from vidsparse.kernels.block_statistics import block_means
 from vidsparse.kernels.permute import permute_tokens
+
+# Tokens per mean that are averaged while they are moved; other numbers take a pass of their own.
+FUSED_UNITS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class PooledTokens(NamedTuple):
+    """Tokens in an order, and averages over runs of them.
+
+    Args:
+        tokens: (B, H, S, D) in the order, contiguous.
+        means: (B, H, ceil(S / unit), D).
+        squares: mean squares, float32, or None.
+    """
+
+    tokens: Tensor
+    means: Tensor
+    squares: Tensor | None
+
+
+def permute_and_pool(
+    x: Tensor,
+    order: Tensor,
+    unit: int,
+    *,
+    squares: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> PooledTokens:
+    """Bring tokens into an order and average every ``unit`` of them in the same pass.
+
+    Args:
+        x: (B, H, S, D) in natural order, last dimension contiguous.
+        order: (S,) int32, natural index of the token at each position.
+        unit: tokens per mean, at least 1; the last mean may be of fewer.
+        squares: also average the squares.
+        dtype: of the means.
+    """
+    if triton_is_native(x.device) and unit in FUSED_UNITS:
+        from vidsparse.kernels.triton_pooling import permute_and_pool_triton
+
+        return PooledTokens(*permute_and_pool_triton(x, order, unit, squares, dtype))
+    tokens = permute_tokens(x, order.view(1, 1, -1))
+    S = x.shape[2]
+    offsets = torch.arange(-(-S // unit) + 1, dtype=torch.int32, device=x.device) * unit
+    pooled = pooled_means(tokens, offsets.clamp_(max=S), block=unit, squares=squares)
+    return PooledTokens(tokens, pooled[0].to(dtype), pooled[1])
 
 
 def pooled_means(

@@ -8,6 +8,8 @@ from torch import Tensor
 
 # Token rows that one program holds at once.
 _ROWS = 32
+# Token rows that one program moves.
+_MOVED_ROWS = 64
 
 
 @triton.jit
@@ -58,3 +60,56 @@ def pooled_means_triton(
         num_warps=4,
     )  # fmt: skip
     return means, mean_squares
+
+
+@triton.jit
+def _permute_and_pool_kernel(
+    x_ptr, order_ptr, y_ptr, means_ptr, squares_ptr, stride_b, stride_h, stride_s, H, S, N, D,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, PAD_D: tl.constexpr, SQUARES: tl.constexpr,
+):  # fmt: skip
+    """One program moves ROWS tokens of one head and averages ROWS / UNIT runs of them."""
+    head = tl.program_id(1).to(tl.int64)
+    x_ptr += (head // H) * stride_b + (head % H) * stride_h
+    places = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = places < S
+    tokens = tl.load(order_ptr + places, mask=inside, other=0).to(tl.int64)
+    # Orders out of range would leave the tensor.
+    read = inside & (tokens >= 0) & (tokens < S)
+    columns = tl.arange(0, PAD_D)
+    keep = (columns < D)[None, :]
+    x = tl.load(
+        x_ptr + tokens[:, None] * stride_s + columns[None, :], mask=read[:, None] & keep, other=0.0
+    )
+    target = (head * S + places)[:, None] * D + columns[None, :]
+    tl.store(y_ptr + target, x, mask=inside[:, None] & keep)
+    RUNS: tl.constexpr = ROWS // UNIT
+    runs = tl.program_id(0) * RUNS + tl.arange(0, RUNS)
+    count = tl.maximum(tl.minimum(S - runs * UNIT, UNIT), 1).to(tl.float32)
+    x = x.to(tl.float32).reshape(RUNS, UNIT, PAD_D)
+    target = (head * N + runs)[:, None] * D + columns[None, :]
+    keep &= (runs < N)[:, None]
+    means = tl.sum(x, 1) / count[:, None]
+    tl.store(means_ptr + target, means.to(means_ptr.dtype.element_ty), mask=keep)
+    if SQUARES:
+        tl.store(squares_ptr + target, tl.sum(x * x, 1) / count[:, None], mask=keep)
+
+
+def permute_and_pool_triton(
+    x: Tensor, order: Tensor, unit: int, squares: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Move tokens and average runs of them; see ``pooling.permute_and_pool``."""
+    B, H, S, D = x.shape
+    x = x if x.stride(3) == 1 else x.contiguous()
+    N = triton.cdiv(S, unit)
+    tokens = torch.empty(B, H, S, D, dtype=x.dtype, device=x.device)
+    means = torch.empty(B, H, N, D, dtype=dtype, device=x.device)
+    mean_squares = None
+    if squares:
+        mean_squares = torch.empty(B, H, N, D, dtype=torch.float32, device=x.device)
+    rows = max(unit, _MOVED_ROWS)
+    _permute_and_pool_kernel[(triton.cdiv(S, rows), B * H)](
+        x, order, tokens, means, means if mean_squares is None else mean_squares,
+        *x.stride()[:3], H, S, N, D, UNIT=unit, ROWS=rows, PAD_D=triton.next_power_of_2(D),
+        SQUARES=squares, num_warps=4 if rows <= 64 else 8,
+    )  # fmt: skip
+    return tokens, means, mean_squares

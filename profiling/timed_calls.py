@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
-from vidsparse.kernels.permute import permute_qkv
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -93,7 +92,7 @@ class TimedCalls:
         clock.mark("plan")
         if plan is None:
             return None, None
-        moved = permute_qkv(*self._qkv, plan.q_order, plan.kv_order)
+        moved = plan.in_order(*self._qkv)
         clock.mark("permute")
         output = block_sparse_attention(
             *moved,

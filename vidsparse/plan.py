@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.permute import permute_qkv
 from vidsparse.kernels.running_statistics import RunningStat
 
 
@@ -28,6 +29,8 @@ class AttentionPlan:
             ``block_sparse_attention`` does, instead of as nothing.
         tangents: (B, H, Nkv, D) float32, for ``compensate``: for each key block, in the plan's
             order, the query at which compensation is exact; None for 0.
+        tokens: q, k and v of this call in the plan's orders, where planning has moved them already;
+            None leaves that to whoever runs the plan.
         dense_reason: why the mask keeps every block, for plans that only want the kernel's LSE; the
             call then counts as dense for this reason. None for sparse plans.
         error_bound: 0-dim float32, the most that the outputs moved on average for what is skipped,
@@ -42,8 +45,15 @@ class AttentionPlan:
     running: RunningStat | None = None
     compensate: bool = False
     tangents: Tensor | None = None
+    tokens: tuple[Tensor, Tensor, Tensor] | None = None
     dense_reason: str | None = None
     error_bound: Tensor | None = None
+
+    def in_order(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, (B, H, S, D) in natural order, in the plan's orders."""
+        if self.tokens is not None:
+            return self.tokens
+        return permute_qkv(q, k, v, self.q_order, self.kv_order)
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidsparse.kernels.backends import why_no_triton
-from vidsparse.kernels.pooling import pooled_means
+from vidsparse.kernels.pooling import FUSED_UNITS, permute_and_pool, pooled_means
 
 CUTS = [([0, 50, 100, 101], 50), ([0, 1, 33, 33, 101], None), ([0, 101], 101)]
 
@@ -61,3 +61,43 @@ def test_triton_averages_the_same(
     )
     for mine, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(mine.cpu(), theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1, 8, 12, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_moving_and_averaging_at_once_equals_one_after_the_other(
+    generator: torch.Generator, unit: int, dtype: torch.dtype
+) -> None:
+    x, device = tokens(generator, transposed=True), generator.device
+    order = torch.randperm(101, generator=generator, device=device).int()
+    moved = x[:, :, order.long()]
+    got = permute_and_pool(x, order, unit, squares=True, dtype=dtype)
+    assert torch.equal(got.tokens, moved)
+    assert got.means.dtype is dtype
+    assert got.squares is not None
+    for mine, values in ((got.means.float(), moved), (got.squares, moved.square())):
+        expected = torch.stack([part.mean(2) for part in values.split(unit, 2)], 2)
+        exactness = 1e-3 if mine is not got.squares and dtype is torch.float16 else 1e-6
+        torch.testing.assert_close(mine, expected, atol=exactness, rtol=1e-5)
+    assert permute_and_pool(x, order, unit).squares is None
+
+
+@pytest.mark.parametrize("unit", FUSED_UNITS)
+@pytest.mark.parametrize("squares", [False, True])
+def test_triton_moves_and_averages_the_same(
+    generator: torch.Generator, unit: int, squares: bool
+) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no triton here")
+    from vidsparse.kernels.triton_pooling import permute_and_pool_triton
+
+    x, device = tokens(generator, transposed=True), generator.device
+    order = torch.randperm(101, generator=generator, device=device).int()
+    got = permute_and_pool_triton(x, order, unit, squares, torch.float32)
+    expected = permute_and_pool(x.cpu(), order.cpu(), unit, squares=squares)
+    assert torch.equal(got[0].cpu(), expected.tokens)
+    torch.testing.assert_close(got[1].cpu(), expected.means, atol=1e-6, rtol=1e-5)
+    if squares:
+        torch.testing.assert_close(got[2].cpu(), expected.squares, atol=1e-6, rtol=1e-5)
+    else:
+        assert got[2] is None

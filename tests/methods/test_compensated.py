@@ -9,8 +9,7 @@ from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.block_error import (
     block_moments,
-    compensation_error,
-    estimated_mass,
+    estimated_scores,
     tangents,
 )
 from vidsparse.methods.compensated import Compensated
@@ -85,36 +84,30 @@ def test_output_is_kept_keys_and_weighted_means(layout, exact_at_tangents, cases
             torch.testing.assert_close(out[0, h, rows].double(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_moments_and_mass_equal_a_slow_reference(cases):
+def test_scores_equal_a_slow_reference(cases):
     layout = VideoLayout(3, 7, 10, text_after=5)
     q, k, v = cases.qkv(3, 1, 2, layout.num_tokens, 16)
-    geometry = Compensated(0.5, blocks=SMALL).geometry(layout, CPU, 16)
+    geometry = Compensated(0.5, blocks=(32, 8)).geometry(layout, CPU, 16)
     moments = block_moments(q, k, v, geometry)
     order = geometry.q.order.long()
+    assert all(
+        torch.equal(x, y[:, :, order]) for x, y in zip(moments.tokens, (q, k, v), strict=True)
+    )
+    mass, error = (x[0, 1] for x in estimated_scores(moments, geometry))
     keys, values = (x[0, 1, order].split(8) for x in (k, v))
-    pools = [rows.split(1) for rows in q[0, 1, order].split(16)]
-    mass = estimated_mass(moments, geometry)[0, 1]
-    around = tangents(mass[None, None], moments.q_means[:, 1:])[0, 0]
-    error = compensation_error(mass[None, None], one_head(moments, 1), around[None, None])[0, 0]
-    for i, block in enumerate(pools):
-        logits = [
-            [pool[0] @ key.mean(0) / 4 + math.log(len(key)) for key in keys] for pool in block
-        ]
-        expected = torch.softmax(torch.tensor(logits), -1).mean(0)
-        torch.testing.assert_close(mass[i], expected, atol=1e-5, rtol=1e-4)
-        for j, (key, value) in enumerate(zip(keys, values, strict=True)):
-            away = torch.stack([pool[0] - around[j] for pool in block])
-            spread = (away.square().mean(0) * key.var(0, correction=0)).sum() / 16
-            wanted = expected[j] * spread * value.var(0, correction=0).sum().sqrt()
-            torch.testing.assert_close(error[i, j], wanted, atol=1e-5, rtol=1e-3)
-
-
-def one_head(moments, h):
-    parts = {
-        name: value[:, h : h + 1] if isinstance(value, torch.Tensor) else value
-        for name, value in vars(moments).items()
-    }
-    return type(moments)(**parts)
+    rows = q[0, 1, order].split(32)
+    centres = [torch.stack([pool.mean(0) for pool in block.split(2)]).mean(0) for block in rows]
+    centre = torch.stack(centres).mean(0)
+    spreads = torch.stack([value.var(0, correction=0).sum().sqrt() for value in values])
+    for i, block in enumerate(rows):
+        pools = [pool.mean(0) for pool in block.split(2)]
+        logits = [[pool @ key.mean(0) / 4 + math.log(len(key)) for key in keys] for pool in pools]
+        weights = torch.softmax(torch.tensor(logits), -1)
+        torch.testing.assert_close(mass[i], weights.mean(0), atol=1e-5, rtol=1e-4)
+        away = torch.stack([(pool - centre).square() / 16 for pool in pools])
+        variances = torch.stack([key.var(0, correction=0) for key in keys])
+        wanted = (weights * (away @ variances.T)).mean(0) * spreads / spreads.mean()
+        torch.testing.assert_close(error[i], wanted, atol=1e-5, rtol=1e-3)
 
 
 def test_tangents_are_the_mean_of_the_queries_that_look(cases):

@@ -4,14 +4,21 @@ A skipped key block J with keys k_j and values v_j adds sum_j exp(q.k_j) v_j to 
 Compensation knows that sum and its gradient at one query t_J, its tangent. For other queries it
 errs, to second order, by the block's mass times half the variance of (q - t_J).k_j, in the
 direction of the values' spread. Everything here comes from means and variances of blocks.
+
+Measured on captured calls of tiny, 64 x 32 blocks, density 0.25, relative output error of attention
+compensated at tangents. By how mass is estimated: block means 0.059, 4 / 8 / 16 pooled queries
+0.046 / 0.045 / 0.043, every query 0.040, exact mass 0.038. By what multiplies it: nothing 0.069,
+square root of the variance 0.050, variance 0.043, times the values' spread 0.041; exponentials of
+the variance or the Jensen term in the mass change nothing.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from vidsparse.kernels.pooled_mass import group_means, pooled_mass
-from vidsparse.kernels.pooling import pooled_means
+from vidsparse.kernels.pooled_scores import PooledScores, group_means, pooled_scores
+from vidsparse.kernels.pooling import permute_and_pool
 from vidsparse.methods.blocks import BlockGeometry
 
 # Pooled queries per query block at most: more find little and cost as much each.
@@ -20,54 +27,54 @@ _POOLS = 16
 
 @dataclass(frozen=True)
 class BlockMoments:
-    """Means and variances of the blocks of one call, float32, channels as in q and k.
+    """Tokens of one call in the blocks' order, and the blocks' means and variances.
 
     Attributes:
+        tokens: q, k and v, (B, H, S, D) each, in the geometry's order.
         pools: (B, H, M, D) means of a few neighbouring queries each, in the queries' dtype.
         group: pools per query block.
-        q_means: (B, H, Nq, D).
-        q_squares: (B, H, Nq, D) mean squares of the pools.
-        k_means: (B, H, Nkv, D).
-        k_variances: (B, H, Nkv, D) within each block.
-        v_spread: (B, H, Nkv) root of the summed variances of the values' channels.
+        q_means: (B, H, Nq, D) float32.
+        k_means: (B, H, Nkv, D) float32.
+        k_variances: (B, H, Nkv, D) float32, within each block.
+        v_spread: (B, H, Nkv) float32, root of the summed variances of the values' channels.
     """
 
+    tokens: tuple[Tensor, Tensor, Tensor]
     pools: Tensor
     group: int
     q_means: Tensor
-    q_squares: Tensor
     k_means: Tensor
     k_variances: Tensor
     v_spread: Tensor
 
 
 def block_moments(q: Tensor, k: Tensor, v: Tensor, geometry: BlockGeometry) -> BlockMoments:
-    """Read q, k and v once and take the moments of their blocks.
+    """Read q, k and v once: bring them into the blocks' order and take moments.
 
     Args:
         q: (B, H, S, D) queries in natural order.
         k: (B, H, S, D) keys.
         v: (B, H, S, D) values.
-        geometry: equal blocks, the last one of each side may be smaller.
+        geometry: an order cut into equal blocks, the last one of each side may be smaller.
 
     Raises:
-        ValueError: the blocks differ in size.
+        ValueError: the blocks differ in size, or the order is the natural one.
     """
-    block = geometry.q.block
-    if block is None:
-        raise ValueError("query blocks differ in size; give a geometry of equal blocks")
+    block, kv_block = geometry.q.block, geometry.kv.block
+    q_order, kv_order = geometry.q.order, geometry.kv.order
+    if block is None or kv_block is None or q_order is None or kv_order is None:
+        raise ValueError("moments need blocks of one size in an order that is not natural")
     group = pools_per_block(block)
-    pools, _ = pooled_means(q, geometry.q.pools(block // group), order=geometry.q.order,
-                            block=block // group)  # fmt: skip
-    (k_means, k_variances), (_, v_variances) = (_moments(x, geometry) for x in (k, v))
+    queries = permute_and_pool(q, q_order, block // group, dtype=q.dtype)
+    keys, values = (permute_and_pool(x, kv_order, kv_block, squares=True) for x in (k, v))
     return BlockMoments(
-        pools=pools.to(q.dtype),
+        tokens=(queries.tokens, keys.tokens, values.tokens),
+        pools=queries.means,
         group=group,
-        q_means=group_means(pools, group),
-        q_squares=group_means(pools.square(), group),
-        k_means=k_means,
-        k_variances=k_variances,
-        v_spread=v_variances.sum(-1).sqrt(),
+        q_means=group_means(queries.means, group),
+        k_means=keys.means,
+        k_variances=_variances(keys.means, keys.squares),
+        v_spread=_variances(values.means, values.squares).sum(-1).sqrt(),
     )
 
 
@@ -76,48 +83,45 @@ def pools_per_block(block: int) -> int:
     return min(_POOLS, block & -block)
 
 
-def estimated_mass(moments: BlockMoments, geometry: BlockGeometry) -> Tensor:
-    """Return (B, H, Nq, Nkv) float32, the attention of the pools to mean keys, row sums 1."""
-    log_sizes = geometry.kv.sizes.float().log()
-    return pooled_mass(moments.pools, moments.k_means, log_sizes, group=moments.group)
+def estimated_scores(moments: BlockMoments, geometry: BlockGeometry) -> PooledScores:
+    """Estimate each block's mass, and how wrong the output is if it is compensated.
+
+    Args:
+        moments: of the blocks.
+        geometry: the blocks.
+
+    Returns:
+        ``mass`` (B, H, Nq, Nkv), rows sum to 1, and ``spread`` (B, H, Nq, Nkv) float32: mass times
+        the variance of the logits around the mean query, times the values' spread relative to the
+        head's mean.
+    """
+    spread = moments.v_spread / moments.v_spread.mean(-1, keepdim=True).clamp(min=1e-30)
+    return pooled_scores(
+        moments.pools,
+        moments.k_means,
+        geometry.kv.sizes.float().log(),
+        group=moments.group,
+        variances=moments.k_variances * spread[..., None],
+        centre=moments.q_means.mean(2),
+    )
 
 
 def tangents(weights: Tensor, q_means: Tensor) -> Tensor:
     """Return, for each key block, the mean of the query blocks that look at it.
 
     Args:
-        weights: (B, H, Nq, Nkv) float32, at least 0: how much each query block counts.
+        weights: (B, H, Nq, Nkv) floating, at least 0: how much each query block counts.
         q_means: (B, H, Nq, D) float32.
 
     Returns:
         (B, H, Nkv, D) float32; 0 for key blocks without any weight.
     """
-    total = weights.sum(-2)[..., None]
-    return (weights.mT @ q_means) / total.masked_fill(total == 0, 1)
+    total = weights.sum(-2, dtype=torch.float32)[..., None]
+    sums = weights.mT @ q_means.to(weights.dtype)
+    return sums.float() / total.masked_fill(total == 0, 1)
 
 
-def compensation_error(mass: Tensor, moments: BlockMoments, around: Tensor) -> Tensor:
-    """Estimate the output's error when a block is skipped and compensated.
-
-    Args:
-        mass: (B, H, Nq, Nkv) float32 share of each block.
-        moments: of the blocks.
-        around: (B, H, Nkv, D) float32 tangents, where compensation is exact.
-
-    Returns:
-        (B, H, Nq, Nkv) float32, at least 0: mass times the variance of the logits around the
-        tangent, channels taken as independent, times the spread of the values.
-    """
-    variances = moments.k_variances / around.shape[-1]
-    spread = moments.q_squares @ variances.mT
-    spread -= 2 * moments.q_means @ (around * variances).mT
-    spread += (around.square() * variances).sum(-1)[:, :, None]
-    return spread.clamp_(min=0).mul_(mass).mul_(moments.v_spread[:, :, None])
-
-
-def _moments(x: Tensor, geometry: BlockGeometry) -> tuple[Tensor, Tensor]:
-    cut = geometry.kv
-    means, squares = pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=True)
+def _variances(means: Tensor, squares: Tensor | None) -> Tensor:
     if squares is None:
-        raise ValueError("pooled_means gave no squares")
-    return means, squares.sub_(means.square()).clamp_(min=0)
+        raise ValueError("variances need mean squares; pool with squares=True")
+    return squares.sub_(means.square()).clamp_(min=0)

@@ -12,8 +12,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.block_error import (
     block_moments,
-    compensation_error,
-    estimated_mass,
+    estimated_scores,
     tangents,
 )
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry
@@ -89,19 +88,12 @@ class Compensated(SparseMethod):
         if self.budget != "top_p":
             geometry.check(self.density)
         moments = block_moments(q, k, v, geometry)
-        mass = estimated_mass(moments, geometry)
-        scores = mass
-        if self.rank == "error":
-            around = tangents(mass, moments.q_means)
-            if not (self.tangents and self.compensate):
-                around = torch.zeros_like(around)
-            scores = compensation_error(mass, moments, around)
-        kept = self._select(scores, geometry)
-        plan = geometry.plan(kept)
+        mass, error = estimated_scores(moments, geometry)
+        kept = self._select(mass if self.rank == "mass" or error is None else error, geometry)
+        plan = replace(geometry.plan(kept), tokens=moments.tokens)
         if not (self.tangents and self.compensate):
             return plan
-        skipped = mass.masked_fill_(kept, 0)
-        return replace(plan, tangents=tangents(skipped, moments.q_means))
+        return replace(plan, tangents=tangents(mass.masked_fill_(kept, 0), moments.q_means))
 
     def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
         """Return the token order and blocks for a sequence.
@@ -134,6 +126,7 @@ class Compensated(SparseMethod):
         }
 
     def _select(self, scores: Tensor, geometry: BlockGeometry) -> Tensor:
+        scores = scores.float()
         if self.budget == "top_p":
             scores = scores / scores.sum(-1, keepdim=True).clamp(min=1e-30)
         budget = Budget(self.budget, self.density, self.p)
