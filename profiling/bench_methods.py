@@ -99,6 +99,7 @@ def bench_method(
         "method": spec,
         "density": 1.0 if kept is None else round(float(kept), 4),
         "requested_density": density,
+        "compensate": method.compensate,
     }
     return timed_row(first, part_times(clocks))
 

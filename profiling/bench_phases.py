@@ -54,7 +54,8 @@ def bench_phases(
                 clocks[step].append(clock)
             kept[step] = 1.0 if dense_or_kept is None else float(dense_or_kept)
     times = {p.name: part_times(clocks[p.steps[0]]) for p in phases}
-    first = {"case": case.name, "method": spec, "requested_density": density}
+    first: Row = {"case": case.name, "method": spec, "requested_density": density}
+    first["compensate"] = method.compensate
     rows = [_phase_row(first, p, kept[p.steps[0]], times[p.name]) for p in phases]
     return [*rows, _run_row(first, phases, kept, times)]
 

@@ -97,10 +97,10 @@ def quality_sweep(
         deadline: ``time.monotonic()`` after which no further point is begun.
 
     Returns:
-        Rows ``{method, grid, tokens, density, requested_density, recall, oracle_recall, psnr,
-        psnr_per_clip, floor_psnr, clips, seconds}``: ``density`` is the mean over the sparse calls,
-        recalls are means over sampled queries at a few layers and steps of the dense run, PSNR in
-        dB is a mean over frames, then clips.
+        Rows ``{method, grid, tokens, density, requested_density, compensate, recall,
+        oracle_recall, psnr, psnr_per_clip, floor_psnr, clips, seconds}``: ``density`` is the mean
+        over the sparse calls, recalls are means over sampled queries at a few layers and steps of
+        the dense run, PSNR in dB is a mean over frames, then clips.
 
     Raises:
         UsageError: a method or parameter is unknown or out of range.
@@ -162,6 +162,7 @@ def _point(
         "tokens": judge.sites[0].layout.num_tokens if judge.sites else None,
         "density": _rounded(summary.density, 4),
         "requested_density": density,
+        "compensate": method.compensate,
         "recall": _rounded(judge.of(method), 4),
         "oracle_recall": _rounded(judge.oracle(density), 4),
         "psnr": round(fmean(psnrs), 2),

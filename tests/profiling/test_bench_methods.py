@@ -26,6 +26,7 @@ def test_row_has_every_figure_and_they_agree():
         "method",
         "density",
         "requested_density",
+        "compensate",
         "plan_ms",
         "permute_ms",
         "kernel_ms",
@@ -63,6 +64,13 @@ def test_densities_that_a_method_cannot_reach_are_skipped_with_the_reason(tmp_pa
     main([*options.split(), str(out)])
     assert [row["method"] for row in json.loads(out.read_text())["rows"]] == ["svg2"]
     assert capsys.readouterr().err.startswith("skipped: tiny, svg at density 0.2: ")
+
+
+@pytest.mark.parametrize("spec", ["svg2", "svg", "draft", "random"])
+def test_any_method_passes_the_gate_with_compensation(spec):
+    row = bench_method(CASES["tiny"], f"{spec}:compensate=True", 0.7, device=CPU, repeats=1)
+    assert row["compensate"] is True
+    assert row["density"] == pytest.approx(0.7, abs=0.1)
 
 
 def test_unknown_case_names_the_known_ones():
