@@ -39,7 +39,7 @@ def contact_sheet(clips: Sequence[tuple[str, np.ndarray]], *, columns: int = 6) 
     rows = []
     for label, frames in clips:
         picked = np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int)
-        strip = _join([frame[None] for frame in enlarged(frames[picked])], axis=2)
+        strip = _join([frame[None] for frame in _enlarged(frames[picked])], axis=2)
         rows.append(np.concatenate([_label_bar(label, strip.shape[2])[None], strip], axis=1))
     return np.asarray(_join(rows, axis=1)[0])
 
@@ -56,12 +56,12 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def _labelled(label: str, frames: np.ndarray) -> np.ndarray:
-    frames = enlarged(frames)
+    frames = _enlarged(frames)
     bar = _label_bar(label, frames.shape[2])
     return np.concatenate([np.repeat(bar[None], len(frames), axis=0), frames], axis=1)
 
 
-def enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
+def _enlarged(frames: np.ndarray, least: int = 240) -> np.ndarray:
     """Repeat pixels until a frame's shorter side has ``least`` pixels."""
     factor = max(1, round(least / min(frames.shape[1:3])))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)

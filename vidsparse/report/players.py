@@ -7,7 +7,7 @@ method and every difference to dense are then in step by construction, however s
 import math
 import tempfile
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vidsparse.pictures import enlarged
 from vidsparse.video import TO_YUV, encode
 
 # What decoders of browsers take without complaint: H.264 level 5.1 and most hardware.
@@ -26,6 +25,8 @@ _GRAIN = 16
 # Differences are coloured up to the value that this share of all pixels stays under.
 _BRIGHT_SHARE = 0.995
 _LEAST_SCALE = 0.02
+# Clips whose shorter side is less are enlarged by whole pixels.
+_LEAST_SIDE = 256
 # Every eighth frame can be jumped to; no frame needs a later one.
 _ENCODER = (
     *("-vf", f"{TO_YUV},format=yuv420p", "-c:v", "libx264", "-preset", "medium", "-crf", "17"),
@@ -72,59 +73,65 @@ def make_tiles(clips: Sequence[np.ndarray], fps: float) -> Tiles:
         clips: (F, H, W, 3) uint8 each, all of one shape; the first one is the reference.
         fps: frames per second.
     """
-    differences = [_difference(clip, clips[0]) for clip in clips[1:]]
-    scale = _heat_scale(differences)
-    heats = [_heat(difference, scale) for difference in differences]
-    shown = _fitted([*clips, *heats])
-    frames, height, width = shown[0].shape[:3]
-    columns, rows = _grid(len(shown), width, height)
+    scale = _heat_scale(clips)
+    frames, *size = clips[0].shape[:3]
+    count = 2 * len(clips) - 1
+    height, width = _fitted_size(count, size[0], size[1])
+    columns, rows = _grid(count, width, height)
     step_x, step_y = _padded(width), _padded(height)
+    places = [(i % columns * step_x, i // columns * step_y) for i in range(count)]
     canvas = np.zeros((frames, rows * step_y, columns * step_x, 3), np.uint8)
-    places = []
-    for index, clip in enumerate(shown):
-        x, y = index % columns * step_x, index // columns * step_y
-        pad = ((0, 0), (0, step_y - height), (0, step_x - width), (0, 0))
-        canvas[:, y : y + step_y, x : x + step_x] = np.pad(clip, pad, mode="edge")
-        places.append((x, y))
+    # Frame by frame: differences of whole videos would take gigabytes.
+    for t in range(frames):
+        for (x, y), tile in zip(places, _tiles_of_frame(clips, t, scale), strict=True):
+            fitted = _resized(tile, height, width)
+            pad = ((0, step_y - height), (0, step_x - width), (0, 0))
+            canvas[t, y : y + step_y, x : x + step_x] = np.pad(fitted, pad, mode="edge")
     return Tiles(_encoded(canvas, fps), frames, width, height, tuple(places), scale)
 
 
-def _difference(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return the mean absolute difference over channels, (F, H, W) float32 in [0, 1]."""
-    pairs = zip(clip, reference, strict=True)
-    found = [np.abs(a.astype(np.float32) - b.astype(np.float32)).mean(-1) / 255 for a, b in pairs]
-    return np.stack(found)
+def _tiles_of_frame(clips: Sequence[np.ndarray], t: int, scale: float) -> Iterator[np.ndarray]:
+    yield from (clip[t] for clip in clips)
+    for clip in clips[1:]:
+        level = np.clip(_difference(clip[t], clips[0][t]) / scale, 0, 1) * 255
+        coloured = cv2.applyColorMap(level.round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+        yield cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB)
 
 
-def _heat_scale(differences: Sequence[np.ndarray]) -> float:
+def _difference(frame: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return the mean absolute difference over channels, (H, W) float32 in [0, 1]."""
+    return np.asarray(np.abs(frame.astype(np.float32) - reference).mean(-1) / 255)
+
+
+def _heat_scale(clips: Sequence[np.ndarray]) -> float:
     """Return one scale for all, so that colours compare between methods."""
-    if not differences:
-        return _LEAST_SCALE
-    found = max(float(np.quantile(one, _BRIGHT_SHARE)) for one in differences)
-    return max(_LEAST_SCALE, round(found, 3))
+    looked_at = range(0, len(clips[0]), max(1, len(clips[0]) // 12))
+    found = [
+        np.quantile([_difference(clip[t], clips[0][t]) for t in looked_at], _BRIGHT_SHARE)
+        for clip in clips[1:]
+    ]
+    return max(_LEAST_SCALE, round(float(max(found, default=0)), 3))
 
 
-def _heat(difference: np.ndarray, scale: float) -> np.ndarray:
-    level = (np.clip(difference / scale, 0, 1) * 255).round().astype(np.uint8)
-    coloured = [cv2.applyColorMap(frame, cv2.COLORMAP_INFERNO) for frame in level]
-    return np.stack(coloured)[..., ::-1]
-
-
-def _fitted(clips: list[np.ndarray]) -> list[np.ndarray]:
+def _fitted_size(count: int, height: int, width: int) -> tuple[int, int]:
     """Enlarge small clips, whose colour H.264 would blur; shrink where a browser would balk."""
-    clips = [enlarged(clip, least=256) for clip in clips]
-    height, width = clips[0].shape[1:3]
-    columns, rows = _grid(len(clips), width, height)
+    factor = max(1, round(_LEAST_SIDE / min(height, width)))
+    height, width = height * factor, width * factor
+    columns, rows = _grid(count, width, height)
     area = columns * rows * _padded(width) * _padded(height)
     side = max(columns * _padded(width), rows * _padded(height))
-    factor = min(1.0, math.sqrt(_MOST_PIXELS / area), _MOST_SIDE / side)
-    if factor == 1:
-        return clips
-    size = (int(width * factor) - _GRAIN // 2, int(height * factor) - _GRAIN // 2)
-    return [
-        np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in clip])
-        for clip in clips
-    ]
+    shrink = min(1.0, math.sqrt(_MOST_PIXELS / area), _MOST_SIDE / side)
+    if shrink == 1:
+        return height, width
+    return int(height * shrink) - _GRAIN // 2, int(width * shrink) - _GRAIN // 2
+
+
+def _resized(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    if frame.shape[:2] == (height, width):
+        return frame
+    larger = height > frame.shape[0]
+    how = cv2.INTER_NEAREST if larger else cv2.INTER_AREA
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=how))
 
 
 def _grid(count: int, width: int, height: int) -> tuple[int, int]:
