@@ -95,9 +95,12 @@ def pooled_scores_triton(
     if variances is not None:
         variances = variances.to(q.dtype).contiguous()
         spread = torch.empty(B, H, Nq, N, dtype=torch.float32, device=q.device)
+    # float32 rows take twice the shared memory.
+    columns = _COLUMNS if q.element_size() == 2 else _COLUMNS // 2
     _pooled_scores_kernel[(triton.cdiv(M, _ROWS), B * H)](
         q, k, k if variances is None else variances, centre.contiguous(), log_sizes.contiguous(),
         mass, mass if spread is None else spread, M, N, D, Nq, D**-0.5, GROUP=group, ROWS=_ROWS,
-        COLUMNS=_COLUMNS, PAD_D=padded_head_size(D), SPREAD=spread is not None, num_warps=4,
+        COLUMNS=columns, PAD_D=padded_head_size(D), SPREAD=spread is not None, num_warps=4,
+        num_stages=2,
     )  # fmt: skip
     return mass, spread
