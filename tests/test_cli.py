@@ -177,6 +177,22 @@ def test_compare_writes_table_pictures_json_and_page(run: Run, model: Path, tmp_
     assert (tmp_path / "again.html").read_text() == page.read_text()
 
 
+def test_an_interrupted_compare_says_how_to_go_on(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidsparse.compare.compare", stop)
+    done = run(
+        "compare", "--model", model, "--prompt", "x", *SIZE, "--floor", "none", "--density", "0.5",
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert done.code == 130
+    assert f"kept in {tmp_path / 'clips'}; the same command goes on" in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compare_prints_pure_json(run: Run, model: Path, tmp_path: Path) -> None:
     done = run(
         "compare", "--model", model, "--prompt", "a cat", *SIZE, "--method", "random:density=0.4",
