@@ -1,10 +1,12 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.kernels.block_means import key_value_means
+from vidsparse.kernels.block_means import key_value_means, log_sizes
 from vidsparse.kernels.block_sparse_attention import (
     Impl,
     block_sparse_attention,
@@ -16,6 +18,7 @@ from vidsparse.kernels.testing import (
     random_block_mask,
     random_ragged_mask,
 )
+from vidsparse.kernels.triton_block_means import key_value_means_triton, mean_tiles
 
 # The interpreter multiplies bfloat16 as integers: half stands in for it on the CPU.
 CPU_CASES = [
@@ -189,6 +192,56 @@ def test_means_of_empty_blocks_are_zero_and_weigh_nothing(generator):
     assert (means.k[:, :, 1] == 0).all()
     assert means.log_size[0, 0, 1] == -torch.inf
     torch.testing.assert_close(means.v[:, :, 2], v[:, :, 4:].mean(2))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 300, 96), (1, 1, 50, 12)], ids=str)
+def test_triton_means_equal_plain_averages(generator, shape, ragged):
+    B, H, S, D = shape
+    device = generator.device
+    k, v = torch.randn(2, B, H, S, D + 4, generator=generator, device=device).half()[..., :D]
+    if ragged:
+        mask = random_ragged_mask(1, H, S, S, q_blocks=3, kv_blocks=9, density=0.5,
+                                  generator=generator)  # fmt: skip
+        edges = mask.kv_offsets.expand(B, H, -1).tolist()
+    else:
+        mask = random_block_mask(1, 1, S, S, block_q=64, block_kv=40, density=0.5,
+                                 generator=generator)  # fmt: skip
+        edges = [[[*range(0, S, 40), S]] * H] * B
+    means = key_value_means_triton(k, v, mask)
+    for x, mean in zip((k, v), means, strict=True):
+        for b, h in itertools.product(range(B), range(H)):
+            averages = [
+                x[b, h, first:last].float().sum(0) / max(1, last - first)
+                for first, last in itertools.pairwise(edges[b][h])
+            ]
+            expected = torch.stack(averages).half()
+            torch.testing.assert_close(mean[b, h], expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_bias_holds_log_sizes_and_excludes_kept_blocks(generator, ragged):
+    device = generator.device
+    k, v = torch.randn(2, 1, 2, 520, 16, generator=generator, device=device)
+    if ragged:
+        mask = random_ragged_mask(1, 2, 100, 520, q_blocks=3, kv_blocks=130, density=0.5,
+                                  generator=generator)  # fmt: skip
+        mask.mask[0, 1, 2] = True
+    else:
+        kept = torch.rand(1, 2, 2, 130, generator=generator, device=device) < 0.5
+        kept[0, 1, 1] = True
+        mask = BlockMask.from_dense(kept, block_q=64, block_kv=4, seq_q=100, seq_kv=520)
+    tiles = mean_tiles(k, v, mask, 0.3)
+    N = mask.num_kv_blocks
+    sizes = log_sizes(mask)[:, :, None].expand(mask.to_dense().shape)
+    counts = ~mask.to_dense() & ~sizes.isneginf()
+    bias = tiles.bias[..., :N] * 0.3
+    torch.testing.assert_close(bias[counts], sizes[counts])
+    assert (bias[~counts] < -1e28).all()
+    assert tiles.bias.shape[-1] == 256
+    assert (tiles.bias[..., N:] < -1e28).all()
+    assert tiles.num_means.equal(torch.where(counts.any(-1), N, 0).int())
+    assert (tiles.num_means == 0).sum() == 1
 
 
 @pytest.mark.parametrize("impl", [Impl.REFERENCE, Impl.TORCH])
