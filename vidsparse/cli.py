@@ -14,6 +14,7 @@ from vidsparse.cli_metrics import metrics
 from vidsparse.cli_preset import preset
 from vidsparse.cli_profile import profile
 from vidsparse.cli_report import report
+from vidsparse.cli_tune import tune
 from vidsparse.errors import VidsparseError
 
 # Without markup, help needs no rich: half of the time `--help` would take.
@@ -35,6 +36,7 @@ app.command()(doctor)
 app.add_typer(bench, name="bench")
 app.command()(profile)
 app.add_typer(preset, name="preset")
+app.command()(tune)
 
 # Typer re-exports only the leaf of its usage errors; its parent covers unknown options too.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from vidsparse.schedule import DenseSchedule
 
 PRESETS = Path(__file__).parent / "presets"
-# The layout of this file; it changes when an old file would be read wrongly.
-VERSION = 1
 
 
 class SparseConfig(Section):
@@ -44,7 +42,7 @@ class SparseConfig(Section):
         UsageError: a key is unknown or a value has the wrong type; one line.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     method: str = "svg"
     dense_steps: float | int = 0.2
     dense_layers: float | int = 0

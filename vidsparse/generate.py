@@ -17,6 +17,8 @@ from vidsparse.loading import is_bundled
 
 # Called after each denoising step with the number of steps done and of all steps.
 OnStep = Callable[[int, int], None]
+# The same, with the latents after the step.
+OnLatents = Callable[[int, int, Tensor], None]
 
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
 _TEMPORAL = (
@@ -156,7 +158,13 @@ def transformers_of(pipe: Any) -> list[nn.Module]:
 
 
 def sample(
-    pipe: Any, prompt: str, sampling: Sampling, *, seed: int, on_step: OnStep | None = None
+    pipe: Any,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    seed: int,
+    on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
 ) -> Clip:
     """Generate one clip.
 
@@ -166,6 +174,7 @@ def sample(
         sampling: options.
         seed: of the initial noise, drawn on the CPU so that it is the same on every device.
         on_step: called after each step, where the pipeline has step callbacks.
+        on_latents: the same, with the latents; what it raises ends the generation.
 
     Raises:
         UnsupportedPipelineError: the pipeline does not return video frames.
@@ -177,7 +186,7 @@ def sample(
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="pt",
             **sampling.arguments(),
-            **_callback(pipe, on_step),
+            **_callback(pipe, on_step, on_latents),
         ).frames
     if not isinstance(frames, Tensor) or frames.ndim != 5:
         raise UnsupportedPipelineError(
@@ -194,12 +203,22 @@ def warm_up(pipe: Any, prompt: str, sampling: Sampling, *, steps: int) -> None:
         pipe(prompt=prompt, generator=torch.Generator("cpu"), output_type="latent", **options)
 
 
-def _callback(pipe: Any, on_step: OnStep | None) -> dict[str, Any]:
-    if on_step is None or "callback_on_step_end" not in inspect.signature(pipe).parameters:
+def has_step_callback(pipe: Any) -> bool:
+    """Say whether a pipeline reports its steps."""
+    return "callback_on_step_end" in inspect.signature(pipe).parameters
+
+
+def _callback(
+    pipe: Any, on_step: OnStep | None, on_latents: OnLatents | None = None
+) -> dict[str, Any]:
+    if (on_step is None and on_latents is None) or not has_step_callback(pipe):
         return {}
 
     def step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        on_step(step + 1, pipe.num_timesteps)
+        if on_step is not None:
+            on_step(step + 1, pipe.num_timesteps)
+        if on_latents is not None:
+            on_latents(step + 1, pipe.num_timesteps, tensors["latents"])
         return tensors
 
     return {"callback_on_step_end": step_end}

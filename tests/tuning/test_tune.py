@@ -1,0 +1,198 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidsparse.clips import Scene
+from vidsparse.errors import UsageError
+from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.search import WORTHWHILE
+from vidsparse.tuning.target import Target
+from vidsparse.tuning.tune import TuneSettings
+from vidsparse.tuning.validate import Validator, choose
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fake_lab import DENSE_SECONDS, FakeLab, FakeSearch, seconds_of
+
+SCENES = (Scene("a", 0), Scene("b", 1))
+METHODS = ("svg", "draft", "svg2")
+
+
+def search(lab, folder=None, *, target=None, **settings):
+    chosen = TuneSettings(
+        target or Target(min_psnr=27), SCENES, methods=METHODS, **{"caches": (), **settings}
+    )
+    return FakeSearch(lab, Journal(folder, {"x": 1}), chosen)
+
+
+def brute_force(lab, target, *, warm_ups):
+    """The least time over every rung of every arm, uniform densities only."""
+    from fake_lab import SIGMAS
+
+    from vidsparse.tuning.candidates import variants_of, warm_up_sigma
+
+    times = [
+        seconds_of(candidate.config)
+        for variant in variants_of(METHODS)
+        for share in warm_ups
+        for candidate in variant.arm(share, warm_up_sigma(SIGMAS, share)).ladder
+        if lab.psnr(candidate.config) >= target
+    ]
+    return min([*times, DENSE_SECONDS])
+
+
+@pytest.mark.parametrize("psnr", [22, 25, 27, 29, 31])
+def test_search_finds_the_fastest_settings_with_few_clips(psnr):
+    lab = FakeLab()
+    best = search(lab, target=Target(min_psnr=psnr), allocate=False).run()
+    exact = brute_force(lab, psnr, warm_ups=(0.2, 0.1, 0.3, 0.0))
+    # Finer densities than those of the ladders may still be found.
+    assert 0.9 * exact <= best.seconds <= exact / (1 - WORTHWHILE)
+    # Each of 12 arms has 8 or 9 rungs: 200 clips in all.
+    assert sum(entry.startswith("trial") for entry in lab.log) <= 32
+
+
+def test_budgets_by_layer_win_where_they_are_better():
+    plain = search(FakeLab(), allocate=False).run()
+    found = search(FakeLab()).run()
+    assert found.outcome.candidate.config.bands
+    assert found.seconds < plain.seconds
+
+
+def test_a_cache_wins_where_it_is_better_alone():
+    best = search(
+        FakeLab(cache_psnr=40.0), target=Target(min_psnr=38), caches=("first_block",)
+    ).run()
+    assert best.outcome.candidate.config.method == "dense"
+    assert best.outcome.candidate.config.cache.name == "first_block"
+
+
+def test_a_cache_joins_the_best_sparse_settings():
+    best = search(FakeLab(cache_psnr=40.0), caches=("first_block", "taylorseer")).run()
+    config = best.outcome.candidate.config
+    assert config.cache is not None
+    assert config.method != "dense"
+
+
+def test_an_unreachable_target_leaves_dense_and_the_nearest():
+    found = search(FakeLab(), target=Target(min_psnr=60))
+    assert found.run().outcome is None
+    assert found.best.seconds == DENSE_SECONDS
+    assert max(o.scores.psnr for o in found.outcomes if o.scores) > 25
+
+
+def test_clips_that_cannot_reach_the_target_are_given_up_early():
+    found = search(FakeLab(), target=Target(min_psnr=33))
+    found.run()
+    given_up = [o for o in found.outcomes if o.stopped and o.stopped.startswith("given up")]
+    assert given_up
+    assert not any(o.reaches for o in given_up)
+
+
+def test_time_limit_begins_no_further_arm():
+    lab, time = FakeLab(), iter(range(1000))
+    found = search(lab, seconds=2.5)
+    found.now = lambda: float(next(time))
+    found.run()
+    assert any("time limit" in why for why in found.skipped.values())
+    assert len({o.candidate.label.split(", density")[0] for o in found.outcomes}) <= 3
+
+
+def test_held_out_clips_demand_safer_settings():
+    found = search(FakeLab(gap=-1.5), allocate=False)
+    found.run()
+    held_out = (Scene("c", 100), Scene("d", 101))
+    validator = Validator(found.lab, found.journal, held_out, found.settings.target, found.speed)
+    done = choose(found, validator)
+    assert not done[0].meets
+    assert done[-1].meets
+    assert done[-1].scores.psnr > done[0].scores.psnr
+    assert done[-1].speedup > 1
+    assert done[-1].predicted_speedup == pytest.approx(done[-1].speedup, rel=0.1)
+
+
+def test_resumed_search_generates_nothing_twice(tmp_path):
+    first = FakeLab()
+    whole = search(first, tmp_path / "j", caches=("first_block",)).run()
+    second = FakeLab()
+    again = search(second, tmp_path / "j", caches=("first_block",)).run()
+    assert second.log == []
+    assert again.outcome.candidate.key == whole.outcome.candidate.key
+    assert again.seconds == whole.seconds
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import test_tune as t
+from fake_lab import FakeLab
+
+class Dying(FakeLab):
+    def trial(self, *given):
+        if sum(entry.startswith("trial") for entry in self.log) == {after}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().trial(*given)
+
+t.search(Dying(), Path({folder!r}), caches=("first_block",)).run()
+"""
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_killed_search_goes_on_to_the_same_result(tmp_path, after):
+    whole = search(FakeLab(), tmp_path / "whole", caches=("first_block",)).run()
+    folder = tmp_path / "killed"
+    code = KILLED.format(here=str(Path(__file__).parent), after=after, folder=str(folder))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    with (folder / "journal.jsonl").open("a") as file:
+        file.write('{"key": "torn off by the ki')
+    lab = FakeLab()
+    resumed = search(lab, folder, caches=("first_block",)).run()
+    assert resumed.outcome.candidate.key == whole.outcome.candidate.key
+    assert resumed.seconds == whole.seconds
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    original = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()
+    assert lines == [json.loads(line) for line in original]
+    assert sum(entry.startswith("trial") for entry in lab.log) < len(lines)
+
+
+def test_journal_of_another_search_is_refused(tmp_path):
+    Journal(tmp_path, {"target": 28, "model": "tiny"})
+    with pytest.raises(UsageError, match="holds a search with another target; choose another"):
+        Journal(tmp_path, {"target": 30, "model": "tiny"})
+
+
+def test_damaged_journal_names_the_line(tmp_path):
+    journal = Journal(tmp_path, {})
+    journal.once("a", lambda: 1)
+    journal.once("b", lambda: 2)
+    file = tmp_path / "journal.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], "{", lines[2]]) + "\n")
+    with pytest.raises(UsageError, match="damaged in line 2"):
+        Journal(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "say what quality is needed"),
+        ({"min_psnr": 200}, r"min_psnr=200 must lie in \(0, 100\)"),
+        ({"min_ssim": 0}, "min_ssim=0"),
+        ({"max_lpips": -1}, "max_lpips=-1"),
+    ],
+)
+def test_targets_out_of_range_are_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        Target(**given)
+
+
+def test_lpips_bound_without_lpips_is_refused():
+    from vidsparse.tuning.target import Scores
+
+    with pytest.raises(UsageError, match="LPIPS, which is unavailable"):
+        Target(max_lpips=0.1).slack(Scores(30, 0.9))

@@ -1,0 +1,207 @@
+"""``vidsparse tune``: from a quality target to a preset."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidsparse import cli_common as common
+from vidsparse.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidsparse.clips import Scene
+    from vidsparse.generate import Sampling
+    from vidsparse.tuning.lab import PipelineLab
+    from vidsparse.tuning.report import TuneReport
+    from vidsparse.tuning.target import Target
+
+
+def tune(
+    min_psnr: Annotated[
+        float | None, typer.Option(help="Least mean PSNR against dense, dB.")
+    ] = None,
+    min_ssim: Annotated[float | None, typer.Option(help="Least mean SSIM.")] = None,
+    max_lpips: Annotated[float | None, typer.Option(help="Greatest mean LPIPS.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Minutes; no candidate is begun after them.")
+    ] = None,
+    model: common.Model = "tiny",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only these methods; repeatable. Default: all.")
+    ] = None,
+    caches: Annotated[
+        bool, typer.Option("--caches/--no-caches", help="Also try diffusers' step caches.")
+    ] = True,
+    keep: Annotated[int, typer.Option(min=1, help="Methods generated with, best first.")] = 3,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt per line; built-in ones if not.")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="Clips to tune on.")] = 2,
+    held_out: Annotated[int, typer.Option(help="Other clips to validate on.")] = 4,
+    defaults: Annotated[
+        bool,
+        typer.Option("--defaults", help="Also run every method's defaults at the same time."),
+    ] = False,
+    floor: Annotated[
+        str, typer.Option(help="Dense against dense: auto, precision, backend, none.")
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time a few steps and predict what tuning costs.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for preset, table and journal.")] = Path(
+        "out/tune"
+    ),
+    grid: common.Grid = None,
+    height: common.Height = None,
+    width: common.Width = None,
+    num_frames: common.NumFrames = None,
+    steps: common.Steps = None,
+    guidance: common.Guidance = None,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.JsonFlag = False,
+) -> None:
+    """Find the fastest settings that reach a quality; write them as a preset.
+
+    Run again after an interruption, it goes on where it stopped.
+    """
+    from vidsparse.cli_generate import load_for_sampling
+    from vidsparse.floors import check_floor
+    from vidsparse.generate import Sampling
+    from vidsparse.tuning.prompts import scenes_for
+    from vidsparse.tuning.target import Target
+
+    target = Target(min_psnr, min_ssim, max_lpips)
+    check_floor(floor)
+    tuning, validation = scenes_for(model, prompts, tuning=clips, held_out=held_out, seed=seed)
+    _check_methods(method)
+    asked = Sampling(height, width, num_frames, steps, guidance)
+    pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
+    if sampling.steps is None:
+        raise UsageError("--steps is needed for this model: tuning must know the number of steps")
+    lab = _lab(pipe, sampling, target, model, device, floor, out, quiet=json)
+    request = _Request(target, tuning, validation, method, caches, keep, defaults, max_time)
+    if dry_run:
+        _predict_cost(lab, request, json=json)
+        return
+    _deliver(_run(lab, request, model, out, quiet=json), out, json=json)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the user asked for."""
+
+    target: "Target"
+    tuning: "tuple[Scene, ...]"
+    held_out: "tuple[Scene, ...]"
+    methods: list[str] | None
+    caches: bool
+    keep: int
+    defaults: bool
+    minutes: float | None
+
+
+def _check_methods(names: list[str] | None) -> None:
+    from vidsparse.methods.base import build_method
+
+    for name in names or ():
+        build_method(name, {})
+
+
+def _lab(
+    pipe: Any,
+    sampling: "Sampling",
+    target: "Target",
+    model: str,
+    device: str,
+    floor: str,
+    out: Path,
+    *,
+    quiet: bool,
+) -> "PipelineLab":
+    from vidsparse.floors import floor_contender
+    from vidsparse.quality import load_lpips
+    from vidsparse.tuning.lab import PipelineLab
+
+    lpips = load_lpips(pipe.device)
+    if target.max_lpips is not None and isinstance(lpips, str):
+        raise UsageError(f"--max-lpips needs LPIPS, {lpips}")
+    other = floor_contender(floor, model, pipe, device, quiet=quiet)
+    lab = PipelineLab(pipe, sampling, lpips, folder=out)
+    if other is not None:
+        lab.floor_pipe, lab.floor_context = other.pipe, other.context
+    return lab
+
+
+def _run(
+    lab: "PipelineLab", request: _Request, model: str, out: Path, *, quiet: bool
+) -> "TuneReport":
+    from vidsparse.fingerprint import model_of
+    from vidsparse.profiling.environment import device_name
+    from vidsparse.tuning.journal import Journal
+    from vidsparse.tuning.report import finish
+    from vidsparse.tuning.tune import Search, TuneSettings
+
+    say: Callable[[str], None] = (lambda line: None) if quiet else typer.echo
+    caches = ("first_block", "taylorseer") if request.caches else ()
+    settings = TuneSettings(
+        request.target,
+        request.tuning,
+        None if request.methods is None else tuple(request.methods),
+        caches,
+        request.keep,
+        seconds=None if request.minutes is None else request.minutes * 60,
+    )
+    identity = model_of(lab.pipe)
+    header = {
+        "model": model,
+        "fingerprint": identity.model_dump(),
+        "target": asdict(request.target),
+        "scenes": [asdict(scene) for scene in (*request.tuning, *request.held_out)],
+        "sampling": lab.sampling.arguments(),
+        "methods": request.methods,
+        "caches": list(caches),
+        "keep": request.keep,
+        "device": device_name(lab.pipe.device),
+        "dtype": str(lab.pipe.transformer.dtype),
+    }
+    journal = Journal(out, header)
+    search = Search(lab, journal, settings, say=say)
+    search.run()
+    return finish(search, request.held_out, identity, lab, defaults=request.defaults)
+
+
+def _predict_cost(lab: "PipelineLab", request: _Request, *, json: bool) -> None:
+    from vidsparse.tuning.cost import predict_cost
+
+    cost = predict_cost(
+        lab,
+        request.tuning,
+        len(request.held_out),
+        keep=request.keep,
+        caches=2 if request.caches else 0,
+        methods=request.methods,
+        steps=lab.sampling.steps or 1,
+    )
+    if json:
+        common.print_json(cost.as_dict())
+        return
+    typer.echo(str(cost))
+
+
+def _deliver(report: "TuneReport", out: Path, *, json: bool) -> None:
+    from vidsparse.report import write_json
+
+    preset = out / "preset.toml"
+    report.preset.save(preset)
+    document = {**report.as_dict(), "preset": str(preset)}
+    write_json(out / "tune.json", document)
+    if json:
+        common.print_json(document)
+        return
+    for line in report.lines():
+        typer.echo(line)
+    typer.echo(f"wrote {preset}, {out / 'tune.json'}")

@@ -1,0 +1,1 @@
+"""From a quality target to a preset: search settings for the least measured time."""

@@ -1,0 +1,76 @@
+"""Scenes to tune on and scenes to validate on, never the same."""
+
+from pathlib import Path
+
+from vidsparse.clips import Scene
+from vidsparse.errors import UsageError
+from vidsparse.loading import is_bundled
+
+# Motion by scene, for models that know the world: still, people, fast, camera, crowd, texture.
+GENERAL = (
+    "A cat walks slowly on the grass in warm morning light, realistic style",
+    "A woman in a red coat turns her head and smiles, close-up, shallow focus",
+    "Waves break against black rocks under a stormy sky, slow motion",
+    "A racing car drifts around a wet corner, spray flying, tracking shot",
+    "Aerial view of a city at night, the camera flies forward over traffic",
+    "Children chase a kite along a beach, hand-held camera",
+    "A potter shapes a clay bowl on a spinning wheel, static camera",
+    "A flock of birds rises from a field of sunflowers, wide shot",
+    "Steam curls from a cup of tea on a wooden table, macro",
+    "A dancer spins under coloured stage lights, full body",
+    "A train crosses a stone bridge in autumn woods, the camera pans left",
+    "Snow falls on a quiet street with parked cars and street lamps",
+)
+
+
+def scenes_for(
+    model: str, file: Path | None, *, tuning: int, held_out: int, seed: int = 0
+) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
+    """Return scenes to tune on and held-out scenes; prompts and seeds all differ.
+
+    Args:
+        model: as ``load_pipeline`` takes it; bundled ones have prompts of their own.
+        file: one prompt per line; None takes built-in ones.
+        tuning: scenes to tune on.
+        held_out: scenes to validate on.
+        seed: of the first scene.
+
+    Raises:
+        UsageError: a number is below 1, or the file is unreadable or has too few prompts.
+    """
+    if tuning < 1 or held_out < 1:
+        raise UsageError(
+            f"{tuning} clips to tune on and {held_out} held out: give at least 1 of each"
+        )
+    wanted = tuning + held_out
+    prompts = _prompts(model, file, wanted)
+    if len(prompts) < wanted:
+        where = "the built-in list" if file is None else str(file)
+        raise UsageError(
+            f"{where} has {len(prompts)} different prompts, but {tuning} to tune on and "
+            f"{held_out} held out need {wanted}; give more, or lower --clips or --held-out"
+        )
+    scenes = tuple(Scene(prompt, seed + i) for i, prompt in enumerate(prompts[:wanted]))
+    return scenes[:tuning], scenes[tuning:]
+
+
+def _prompts(model: str, file: Path | None, count: int) -> list[str]:
+    if file is not None:
+        return _read(file)
+    if is_bundled(model):
+        from vidsparse.profiling.sweep import grammar_prompts
+
+        # Some sentences repeat: draw until enough differ.
+        return list(dict.fromkeys(grammar_prompts(2 * count)))
+    return list(GENERAL)
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the prompts in {file}: {error}") from None
+    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if not prompts:
+        raise UsageError(f"{file} holds no prompt; write one per line")
+    return prompts
