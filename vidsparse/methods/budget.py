@@ -14,15 +14,12 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.top_blocks import keep_top_weight
-from vidsparse.methods.budget_search import before, even_level, spread_evenly
+from vidsparse.methods.budget_search import SLACK, RankedRows, before
 
 BudgetKind = Literal["flat", "shared", "row", "top_p", "threshold"]
 BUDGET_KINDS: tuple[BudgetKind, ...] = ("flat", "shared", "row", "top_p", "threshold")
 # Kinds that meet a requested density.
 DENSITY_KINDS: tuple[BudgetKind, ...] = ("flat", "shared", "row")
-
-# Share of all pairs that a request may be off through rounding of its decimal fraction.
-_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def _shared(
 def _keep(scores: Tensor, density: float, pairs: Tensor, kept: Tensor) -> Tensor:
     """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
     # In float64: float32 rounds by more than the slack and may ask for a block too many.
-    targets = (density - _SLACK) * pairs.sum(-1, keepdim=True).double()
+    targets = (density - SLACK) * pairs.sum(-1, keepdim=True).double()
     ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
     return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
@@ -204,13 +201,21 @@ def _row(
     kv_sizes: Tensor,
     kept: Tensor,
 ) -> Tensor:
-    order = torch.argsort(scores.masked_fill(kept, torch.inf), dim=-1, descending=True, stable=True)
-    sizes = kv_sizes[..., None, :].expand(scores.shape).gather(-1, order)
-    need = (kept * kv_sizes[..., None, :]).sum(-1).double()
-    level = even_level(need, q_sizes, density * kv_sizes.sum(-1, keepdim=True).double())
-    rounding = spread_evenly(scores.shape[-2], scores.device)[:, None] * sizes
-    wanted = before(sizes) < level[..., None] - rounding - _SLACK * kv_sizes.sum()
-    return _unsort(wanted, order) | kept
+    return RankedRows.of(scores, kept, q_sizes, kv_sizes).cut(density)
+
+
+def rank_rows(
+    scores: Tensor, q_sizes: Tensor, kv_sizes: Tensor, *, forced: Tensor | None = None
+) -> RankedRows:
+    """Sort the rows of a map once, to cut them at several densities as ``row_top_k`` does.
+
+    Args:
+        scores: (B, H, Nq, Nkv) floating.
+        q_sizes: (..., Nq) integer tokens per query block.
+        kv_sizes: (..., Nkv) integer tokens per key block.
+        forced: bool, broadcastable to the scores.
+    """
+    return RankedRows.of(scores, _with_floor(scores, forced), q_sizes, kv_sizes)
 
 
 def top_p(
@@ -252,7 +257,7 @@ def _top_p(mass: Tensor, p: float, kv_sizes: Tensor, kept: Tensor, min_density: 
     wanted = tail >= 1 - p
     if min_density > 0:
         sizes = kv_sizes[..., None, :].expand(mass.shape).gather(-1, order)
-        least = (min_density - _SLACK) * kv_sizes.sum(-1)[..., None, None].double()
+        least = (min_density - SLACK) * kv_sizes.sum(-1)[..., None, None].double()
         wanted |= before(sizes) < least
     return _unsort(wanted, order) | kept
 
@@ -273,7 +278,7 @@ def check_density(density: float, least: float, always: str) -> None:
     Raises:
         UsageError: ``density`` is below ``least``.
     """
-    if density < least - _SLACK:
+    if density < least - SLACK:
         enough = min(1.0, math.ceil(least * 1e4) / 1e4)
         raise UsageError(
             f"density={density} is too small here: {always} always stay, {least:.4f} of all "

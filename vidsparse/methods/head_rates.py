@@ -8,7 +8,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.blocks import BlockGeometry
-from vidsparse.methods.budget import row_top_k, shared_top_k
+from vidsparse.methods.budget import rank_rows, row_top_k, shared_top_k
 
 Heads = Literal["adaptive", "equal", "shared"]
 HEADS: tuple[Heads, ...] = ("adaptive", "equal", "shared")
@@ -100,12 +100,13 @@ def row_top_k_by_head(
     if heads == "shared":
         densities = best_head_densities(share, density, geometry)
         return row_top_k(share, densities[..., None], *sizes, forced=forced)
-    kept = row_top_k(share, density, *sizes, forced=forced)
+    ranked = rank_rows(share, *sizes, forced=forced)
+    kept = ranked.cut(density)
     if heads == "equal":
         return kept
     recall = ((share * kept).sum(-1) * geometry.q.sizes).sum(-1) / layout.num_tokens
     densities = head_densities(recall, density, always=text_share(layout), target=target)
-    return row_top_k(share, densities[..., None], *sizes, forced=forced)
+    return ranked.cut(densities[..., None])
 
 
 def check_adaptive_density(density: float, geometry: BlockGeometry, layout: VideoLayout) -> None:
