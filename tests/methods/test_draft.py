@@ -320,3 +320,15 @@ def test_search_space_names_parameters():
     for name, choices in Draft().search_space().items():
         for value in choices.values:
             Draft(**{name: value})
+
+
+@pytest.mark.parametrize("tiling", ["strips", "windows"])
+def test_tokens_are_moved_while_they_are_pooled(tiling, cases):
+    layout = VideoLayout(2, 9, 20)
+    tensors = cases.qkv(14, 1, 2, layout.num_tokens, 16)
+    plan = plan_of(Draft(0.5, tiling=tiling, block=32), tensors, layout, cases)
+    # Windows of several sizes are pooled where they lie.
+    assert (plan.tokens is not None) == isinstance(plan.mask, BlockMask)
+    order = plan.q_order[0, 0].long()
+    for got, x in zip(plan.in_order(*tensors), tensors, strict=True):
+        assert torch.equal(got, x[:, :, order])

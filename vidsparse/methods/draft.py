@@ -1,19 +1,21 @@
 """DraftAttention: a low-resolution attention map of pooled tokens chooses the blocks."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.launch import block_sizes
-from vidsparse.kernels.pooling import pooled_means
+from vidsparse.kernels.permute import permute_tokens
+from vidsparse.kernels.pooling import permute_and_pool, pooled_means
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
 from vidsparse.methods.budget import DENSITY_KINDS, Budget, BudgetKind
 from vidsparse.methods.clusters import cluster_logits
+from vidsparse.methods.partitions import Partition
 from vidsparse.methods.windows import choose_strips, choose_tile, tile_count
 from vidsparse.plan import AttentionPlan, CallSite
 
@@ -90,10 +92,15 @@ class Draft(SparseMethod):
         if self.budget in DENSITY_KINDS:
             geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
-        scores = draft_map(q, k, geometry, second_moment=self.second_moment)
+        q_pools, k_pools = pooled_blocks(q, k, geometry, squares=self.second_moment)
+        scores = draft_mass(q_pools, k_pools, geometry)
         floor = not geometry.covers_rows
         kept = self._budget().select(scores, geometry.forced, *sizes, floor=floor)
-        return geometry.plan(kept)
+        plan = geometry.plan(kept)
+        if q_pools.tokens is None or k_pools.tokens is None:
+            return plan
+        moved = (q_pools.tokens, k_pools.tokens, permute_tokens(v, plan.kv_order))
+        return replace(plan, tokens=moved)
 
     def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
         """Return the token order and blocks for a sequence.
@@ -171,12 +178,36 @@ def draft_map(
 
     Source: DraftAttention, arXiv:2505.14708, section 3.1; corrections from later work.
     """
-    (q_means, q_squares), (k_means, k_squares) = (
-        pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=second_moment)
-        for x, cut in ((q, geometry.q), (k, geometry.kv))
-    )
-    logits = cluster_logits(q_means, k_means, geometry.kv.sizes.view(1, 1, -1))
-    if q_squares is not None and k_squares is not None:
-        spread = q_squares @ k_squares.mT - q_means.square() @ k_means.square().mT
-        logits += spread.clamp(min=0) / (2 * q.shape[3])
+    return draft_mass(*pooled_blocks(q, k, geometry, squares=second_moment), geometry)
+
+
+class PooledBlocks(NamedTuple):
+    """Means (B, H, N, D) of one side's blocks, mean squares if asked for, tokens if moved."""
+
+    means: Tensor
+    squares: Tensor | None
+    tokens: Tensor | None
+
+
+def pooled_blocks(
+    q: Tensor, k: Tensor, geometry: BlockGeometry, *, squares: bool
+) -> tuple[PooledBlocks, PooledBlocks]:
+    """Average queries and keys over blocks; equal blocks of an order are moved in the same pass."""
+    return _pooled(q, geometry.q, squares), _pooled(k, geometry.kv, squares)
+
+
+def _pooled(x: Tensor, cut: Partition, squares: bool) -> PooledBlocks:
+    if cut.order is not None and cut.block is not None:
+        moved = permute_and_pool(x, cut.order, cut.block, squares=squares)
+        return PooledBlocks(moved.means, moved.squares, moved.tokens)
+    means = pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=squares)
+    return PooledBlocks(*means, None)
+
+
+def draft_mass(q: PooledBlocks, k: PooledBlocks, geometry: BlockGeometry) -> Tensor:
+    """Return ``draft_map`` of pooled blocks, with the second moment where there are squares."""
+    logits = cluster_logits(q.means, k.means, geometry.kv.sizes.view(1, 1, -1))
+    if q.squares is not None and k.squares is not None:
+        spread = q.squares @ k.squares.mT - q.means.square() @ k.means.square().mT
+        logits += spread.clamp(min=0) / (2 * q.means.shape[3])
     return torch.softmax(logits, -1)
