@@ -7,6 +7,7 @@ import typer
 
 from vidsparse import __version__
 from vidsparse.cli_bench import bench
+from vidsparse.cli_calibrate import calibrate
 from vidsparse.cli_compare import compare
 from vidsparse.cli_generate import generate
 from vidsparse.cli_info import doctor, methods, models
@@ -35,6 +36,7 @@ app.command()(models)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 app.command()(profile)
+app.command()(calibrate)
 app.add_typer(preset, name="preset")
 app.command()(tune)
 
