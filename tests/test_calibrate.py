@@ -149,9 +149,8 @@ def test_the_command_writes_a_preset(pipe, tmp_path, monkeypatch, capsys):
     folder, out = tmp_path / "model", tmp_path / "lite.toml"
     pipe.save_pretrained(folder)
     size = "--height 128 --width 128 --num-frames 13 --steps 4 --guidance 1"
-    command = (
-        f"calibrate --model {folder} --out {out} --segments 2 --seeds 2 --target-error 0.5 {size} --json"
-    )
+    aim = "--segments 2 --seeds 2 --target-error 0.5"
+    command = f"calibrate --model {folder} --out {out} {aim} {size} --json"
     code, text = run(command, monkeypatch, capsys)
     assert code == 0
     assert json.loads(text.out)["preset"] == str(out)

@@ -79,7 +79,9 @@ class Calibration:
             dense_steps: share or count of steps that were left dense.
         """
         given = {"order": lite.order, "frames": lite.frames, "seed": lite.seed}
-        parameters = {key: value for key, value in given.items() if value != getattr(Lite, key)}
+        parameters: dict[str, Any] = {
+            key: value for key, value in given.items() if value != getattr(Lite, key)
+        }
         if lite.seed is not None:
             parameters["seed_density"] = lite.seed_density
         return SparseConfig(
