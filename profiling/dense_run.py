@@ -86,6 +86,9 @@ class ObservedAttention:
         layout: of the last call.
         branches: forwards of one step.
         calls: attention calls of the generation.
+        heads: H of the last call.
+        head_dim: D of the last call.
+        dtype: of the last call.
     """
 
     lookers: Sequence[Looker] = ()
@@ -96,6 +99,9 @@ class ObservedAttention:
     layout: VideoLayout | None = None
     branches: int = 1
     calls: int = 0
+    heads: int = 0
+    head_dim: int = 0
+    dtype: torch.dtype = torch.float32
 
     def __call__(
         self,
@@ -109,6 +115,7 @@ class ObservedAttention:
     ) -> Tensor:
         """Attend densely: (B, H, S, D) in and out."""
         self.layout, self.calls = layout, self.calls + 1
+        self.heads, self.head_dim, self.dtype = q.shape[1], q.shape[3], q.dtype
         self.branches = max(self.branches, site.branch + 1)
         self.recorder.record_dense("observed", site)
         if not self.looks_at(site):

@@ -1,4 +1,4 @@
-"""``vidsparse profile``: pictures of what a method does inside a generation."""
+"""``vidsparse profile``: where a model's time goes, and what a method does inside it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,7 @@ def profile(
         list[int] | None, typer.Option(help="With --maps, repeatable; four if not.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Picture to write (PNG); out/heads.png or out/maps.png.")
+        Path | None, typer.Option(help="Picture to write (PNG); out/profile.png and the like.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
     density: common.Density = None,
@@ -51,20 +51,62 @@ def profile(
     dtype: common.Dtype = "auto",
     json: common.JsonFlag = False,
 ) -> None:
-    """Generate once, and draw what a sparse method saw and decided."""
-    if heads == maps:
-        raise UsageError("say what to profile, one of: --heads, --maps")
-    if heads and any(x is not None for x in (method, layer, step, head)):
-        raise UsageError("--method, --layer, --step and --head belong to --maps, not to --heads")
-    picture = _checked_picture(out or Path("out") / ("heads.png" if heads else "maps.png"))
+    """Generate once, and report what sparsity could save; or draw what a method decided.
+
+    Without --heads or --maps: attention's share of the time, the greatest speed-up per density,
+    from how many tokens on methods win, and how much attention mass the best blocks hold.
+    """
+    if heads and maps:
+        raise UsageError("say what to draw, one of: --heads, --maps")
+    if not maps and any(x is not None for x in (method, layer, step, head)):
+        raise UsageError("--method, --layer, --step and --head belong to --maps")
+    kind = "heads" if heads else "maps" if maps else "profile"
+    picture = _checked_picture(out or Path("out") / f"{kind}.png")
     from vidsparse.generate import Sampling
 
+    if kind == "profile":
+        if density is not None or dense_steps is not None:
+            raise UsageError("--density and --dense-steps belong to --heads or --maps")
+        asked = Sampling(height, width, num_frames, steps, guidance)
+        pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
+        _profile_model(pipe, prompt, sampling, seed, picture, json=json)
+        return
     request = _request("svg" if heads else method or "draft", density, dense_steps)
     watched: Any = _watched_svg(request) if heads else _watched_maps(request, layer, step, head)
     asked = Sampling(height, width, num_frames, steps, guidance)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
     _generate(pipe, watched, request, prompt, sampling, seed, quiet=json)
     (_deliver_heads if heads else _deliver_maps)(watched, picture, json)
+
+
+def _profile_model(
+    pipe: Any, prompt: str | None, sampling: "Sampling", seed: int, picture: Path, *, json: bool
+) -> None:
+    from vidsparse.profiling.environment import run_meta
+    from vidsparse.profiling.model_profile import profile_model
+    from vidsparse.profiling.profile_figure import draw_profile
+    from vidsparse.report import write_json
+
+    with common.progress_bars(quiet=json) as bars:
+        found = profile_model(
+            pipe,
+            prompt or DEFAULT_PROMPT,
+            sampling,
+            seed=seed,
+            on_step=lambda done, total: bars("denoising", done, total),
+        )
+    _save(draw_profile(found), picture)
+    document = {
+        "meta": {"sampling": sampling.arguments(), **run_meta(pipe.device)},
+        **found.as_dict(),
+    }
+    write_json(picture.with_suffix(".json"), document)
+    if json:
+        common.print_json(document)
+        return
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(f"wrote {picture}, {picture.with_suffix('.json')}")
 
 
 def _checked_picture(path: Path) -> Path:
