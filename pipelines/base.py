@@ -25,12 +25,14 @@ class FamilyCard:
         text: "none", "before", "after" the video, or what else shares its sequence.
         head_sizes: D of the released models.
         preset: the bundled preset to start from; None where none was made for it.
+        gpu_shapes: heads, tokens and head size that ran on a GPU, with random weights.
     """
 
     sparsified: str
     text: str
     head_sizes: tuple[int, ...]
     preset: str | None = None
+    gpu_shapes: tuple[str, ...] = ()
 
 
 class ModelFamily(ABC):

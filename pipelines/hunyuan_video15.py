@@ -61,7 +61,6 @@ class HunyuanVideo15Family(ModelFamily):
         sparsified="attn of every block; its S x S mask becomes a length, in dense calls too",
         text="after: image, glyphs, prompt, padding",
         head_sizes=(128,),
-        preset="svg-hunyuan-720p",
     )
     cuts_padding = True
 

@@ -53,7 +53,6 @@ class HunyuanVideoFramepackFamily(ModelFamily):
         sparsified="attn of the double- and single-stream blocks; history tokens are kept",
         text="after, behind the image's tokens; history before",
         head_sizes=(128,),
-        preset="svg-hunyuan-480p",
     )
 
     def __init__(self) -> None:

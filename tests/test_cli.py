@@ -97,10 +97,23 @@ def test_methods_lists_every_method(run: Run) -> None:
 
 
 def test_models_lists_the_grids(run: Run) -> None:
-    (tiny,) = json.loads(run("models", "--json").out)
+    tiny, *transformers = json.loads(run("models", "--json").out)
     assert tiny["name"] == "tiny"
     assert tiny["grids"]["cpu"]["tokens"] > 1000
     assert "--grid cpu" in run("models").out
+    assert not any("grids" in row for row in transformers)
+
+
+def test_models_lists_transformers_and_pipelines(run: Run) -> None:
+    rows = json.loads(run("models", "--json").out)
+    for row in rows:
+        assert {"family", "pipelines", "transformer", "status"} <= set(row)
+    status = {row["transformer"]: row["status"] for row in rows}
+    assert status["HunyuanVideo15Transformer3DModel"] == "supported"
+    assert status["LatteTransformer3DModel"] == "not applicable"
+    text = run("models").out
+    assert "never to the whole video" in text
+    assert all(row["transformer"] in text for row in rows)
 
 
 def test_doctor_explains_every_kernel(run: Run) -> None:

@@ -59,34 +59,61 @@ def models(
     dtype: common.Dtype = "auto",
     json: common.JsonFlag = False,
 ) -> None:
-    """List the bundled models, or check what one generates."""
+    """List the bundled models and the supported transformers, or check what a model generates."""
     if check is not None:
         _check(check, clips, seed, grid, steps, device, dtype, json)
         return
-    rows = _model_rows()
+    from vidsparse.pipelines.listing import transformer_rows
+
+    bundled, transformers = _bundled_rows(), transformer_rows()
     if json:
-        common.print_json(rows)
+        common.print_json([*bundled, *transformers])
         return
-    for row in rows:
-        typer.echo(
-            f"{row['name']}: {row['description']}; {row['steps']} steps, "
-            f"guidance {row['guidance']}, {row['licence']}, weights {row['weights']}"
-        )
-        for name, size in row["grids"].items():
-            typer.echo(
-                f"  --grid {name}: {size['width']}x{size['height']}, "
-                f"{size['num_frames']} frames, {size['tokens']} video tokens"
-            )
+    for row in bundled:
+        _echo_bundled(row)
+    for row in transformers:
+        _echo_transformer(row)
 
 
-def _model_rows() -> list[dict[str, Any]]:
+def _bundled_rows() -> list[dict[str, Any]]:
     from vidsparse.loading import has_weights
     from vidsparse.models import available
 
+    wan = {
+        "family": "wan",
+        "transformer": "WanTransformer3DModel",
+        "pipelines": ["WanPipeline"],
+        "status": "bundled",
+    }
     return [
-        {**asdict(card), "weights": "here" if has_weights(card.name) else "missing"}
+        {**wan, **asdict(card), "weights": "here" if has_weights(card.name) else "missing"}
         for card in available()
     ]
+
+
+def _echo_bundled(row: dict[str, Any]) -> None:
+    typer.echo(
+        f"{row['name']}: {row['description']}; {row['steps']} steps, "
+        f"guidance {row['guidance']}, {row['licence']}, weights {row['weights']}"
+    )
+    for name, size in row["grids"].items():
+        typer.echo(
+            f"  --grid {name}: {size['width']}x{size['height']}, "
+            f"{size['num_frames']} frames, {size['tokens']} video tokens"
+        )
+
+
+def _echo_transformer(row: dict[str, Any]) -> None:
+    typer.echo(f"{row['family']}: {row['transformer']}, {row['status']}")
+    typer.echo(f"  {', '.join(row['pipelines'])}")
+    if "why" in row:
+        typer.echo(f"  {row['why']}")
+        return
+    typer.echo(f"  sparse: {row['sparsified']}; text: {row['text']}")
+    sizes = ", ".join(map(str, row["head_sizes"]))
+    typer.echo(f"  head sizes {sizes}; preset {row['preset'] or 'none'}")
+    gpu = ", ".join(row["evidence"]["gpu"]) or "not run"
+    typer.echo(f"  tested in {row['evidence']['sparse']}; on a GPU: {gpu}")
 
 
 def _check(
