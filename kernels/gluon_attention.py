@@ -97,10 +97,11 @@ def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_
                         mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
-# 2^x of one x at most 0 without the special-function unit: x = n + r, a cubic in r, n added to the
+# 2^x of one x below 128 without the special-function unit: x = n + r, a cubic in r, n added to the
 # exponent. Relative error 1e-4, a fortieth of what rounding weights to bfloat16 costs.
 _CUBIC_EXP2 = """
     max.NaN.f32 r, $IN, 0fC2FE0000;
+    min.NaN.f32 r, r, 0f42FFFFFF;
     add.f32 n, r, 0f4B400000;
     sub.f32 p, n, 0f4B400000;
     sub.f32 r, r, p;
@@ -128,6 +129,10 @@ _FLOATS_4 = gl.constexpr(",".join(["=f"] * 4 + ["f"] * 4))
 _FLOATS_8 = gl.constexpr(",".join(["=f"] * 8 + ["f"] * 8))
 
 
+_ROUND_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
+_ROUND_F16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
+
+
 @gluon.jit
 def _exp2(x, CUBIC_SHARE: gl.constexpr):
     """Take 2^x; every CUBIC_SHARE-th element on the FMA units, which the others leave idle."""
@@ -151,6 +156,33 @@ def _softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
     weights = _exp2(scores * scale - gl.expand_dims(new_max, 1), CUBIC_SHARE)
     tile_sum = gl.sum(weights, axis=1)
     return weights, decay, new_max, row_sum * decay + tile_sum, tile_max, tile_sum
+
+
+@gluon.jit
+def _fixed_softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
+    """Fold one tile into the running sum, against the maximum of the first tile."""
+    weights = _exp2(scores * scale - gl.expand_dims(row_max, 1), CUBIC_SHARE)
+    return weights, row_sum + gl.sum(weights, axis=1)
+
+
+@gluon.jit
+def _pack_weights(p, dtype: gl.constexpr):
+    """Round pairs of weights into one int32: carried as halves they cost two more instructions."""
+    ROWS: gl.constexpr = p.shape[0]
+    KEYS: gl.constexpr = p.shape[1]
+    ROUND: gl.constexpr = _ROUND_BF16 if dtype == gl.bfloat16 else _ROUND_F16
+    low, high = p.reshape([ROWS, KEYS // 2, 2]).split()
+    return gl.inline_asm_elementwise(
+        ROUND, "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def _unpack_weights(w, dtype: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
+                    WEIGHTS: gl.constexpr):  # fmt: skip
+    """Name packed weights as an operand, without instructions."""
+    x = gl.join(w.to(gl.int16), (w >> 16).to(gl.int16)).reshape([ROWS, KEYS])
+    return gl.convert_layout(x.to(dtype, bitcast=True), WEIGHTS, assert_trivial=True)
 
 
 @gluon.jit
@@ -252,10 +284,11 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
               head_size, stats_lse_ptr, stats_ptr,
               BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
               PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-              STATS: gl.constexpr, MEANS: gl.constexpr):  # fmt: skip
+              STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr):  # fmt: skip
     """Attend 64 rows to the list, then to the means of skipped blocks.
 
-    For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps.
+    For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps. FIXED takes the first
+    tile's maximum as the reference of all weights and gives rows that overflow the LSE NaN.
     """
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
@@ -310,7 +343,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         first_sum = row_sum
         if STATS:
             pending = _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
-        p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+        if FIXED:
+            packed = _pack_weights(p, dtype)
+        else:
+            packed = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
         v_stage = 0
@@ -328,6 +364,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                     q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True
                 )
                 mbarrier.wait(v_full.index(v_stage), v_phase)
+                if FIXED:
+                    p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
+                else:
+                    p16 = packed
                 acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
                 if PINGPONG:
                     mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
@@ -344,9 +384,12 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                     if done < masked:
                         lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
                         s = _drop_keys(s, lengths, BOXES, SCORES)
-                p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
-                    s, row_max, row_sum, scale, CUBIC_SHARE
-                )
+                if FIXED:
+                    p, row_sum = _fixed_softmax(s, row_max, row_sum, scale, CUBIC_SHARE)
+                else:
+                    p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+                        s, row_max, row_sum, scale, CUBIC_SHARE
+                    )
                 if STATS:  # noqa: SIM102
                     if PHASE == 0:
                         pending = _row_statistic(
@@ -363,10 +406,13 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                     mbarrier.wait(k_full.index(k_stage), k_phase)
                 acc = warpgroup_mma_wait(0, deps=[acc_next, p16])[0]
                 mbarrier.arrive(v_empty.index(used_stage), count=1)
-                acc = acc * gl.expand_dims(
-                    gl.convert_layout(decay, ACC_ROW, assert_trivial=True), 1
-                )
-                p16 = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+                if not FIXED:
+                    acc_decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
+                    acc = acc * gl.expand_dims(acc_decay, 1)
+                if FIXED:
+                    packed = _pack_weights(p, dtype)
+                else:
+                    packed = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
             if STATS:  # noqa: SIM102
                 if PHASE == 0:  # noqa: SIM102
                     if list_tiles > 0:
@@ -380,11 +426,19 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                             _store_statistic(stats_ptr, list_tiles - 1, pending, GROUP, GROUPS,
                                              WARPS, STATS)  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
+        if FIXED:
+            p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
+        else:
+            p16 = packed
         acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))
+    if FIXED:
+        # NaN compares as false: a row passes only with room to spare.
+        small = gl.convert_layout(gl.max(gl.abs(acc), axis=1), SCORE_ROW, assert_trivial=True)
+        lse = gl.where((row_sum < 1e30) & (small < 1e37), lse, float("nan"))
     rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
     gl.store(lse_ptr + head.to(gl.int64) * seq_q + rows, lse, mask=rows < end_row)
     inverse = gl.convert_layout(1.0 / safe_sum, ACC_ROW, assert_trivial=True)
@@ -416,7 +470,7 @@ def attention_kernel(
     padded_means,
     TILE_KV: gl.constexpr, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
     PINGPONG: gl.constexpr, REGISTERS: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-    STATS: gl.constexpr, MEANS: gl.constexpr,
+    STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes GROUPS x 64 queries of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -466,19 +520,19 @@ def attention_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
-            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
+            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

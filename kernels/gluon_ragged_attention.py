@@ -110,7 +110,7 @@ def ragged_attention_kernel(
     # The tuple must be written out: constants are lost when they pass through a variable.
     gl.static_assert(GROUPS == 2)
     gl.warp_specialize([
-        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS)),  # noqa: E501
-        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS)),  # noqa: E501
+        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, False)),  # noqa: E501
+        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, False)),  # noqa: E501
         (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, mean_tiles, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

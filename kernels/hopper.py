@@ -35,6 +35,8 @@ class GluonConfig:
         registers: registers per consumer thread.
         max_registers: budget per thread over all warps.
         cubic_share: every n-th exponential is computed on the FMA units, for n = 4 or 8; 0: none.
+        fixed: weigh bfloat16 rows against the maximum of their first tile; rows whose logits rise
+            by more than 69 above it are attended to again with a running maximum.
     """
 
     groups: int
@@ -44,6 +46,7 @@ class GluonConfig:
     registers: int
     max_registers: int
     cubic_share: int = 0
+    fixed: bool = False
 
 
 # By (padded head size, rows that divide the mask's query blocks); fastest on an H100 of
@@ -147,6 +150,7 @@ def attend_gluon(
         tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
     """
     from vidsparse.kernels.triton_block_means import mean_tiles
+    from vidsparse.kernels.triton_retry import attend_again
     from vidsparse.kernels.triton_tile_statistics import dense_stats, stats_kind
 
     config = choose_config(q.shape[-1], mask) if config is None else config
@@ -163,6 +167,8 @@ def attend_gluon(
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
             _launch(batch, mask, scale, config, stats, compensate)
+        if _is_fixed(config, q, stats, compensate):
+            attend_again(q, k, v, out, lse, mask, scale)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
@@ -172,6 +178,11 @@ def attend_gluon(
     for batch in _batches(*tensors, reference, parts):
         _launch(batch, mask, scale, config, stats, compensate)
     return AttentionOutput(out, lse, dense_stats(parts, mask, running))
+
+
+def _is_fixed(config: GluonConfig, q: Tensor, stats: int, compensate: bool) -> bool:
+    # float16 weights have no room above the reference.
+    return config.fixed and q.dtype is torch.bfloat16 and not stats and not compensate
 
 
 def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -218,7 +229,7 @@ def _launch(
         bias.shape[-1],
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=stats, MEANS=compensate,
+        STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats, compensate),
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

@@ -100,8 +100,8 @@ def _launch(
     order = launch_order(counts, heads, stride_h, tiles_per_block)
     rows, keys = [1, _GROUP_ROWS, size], [1, chunk, size]
     attention_8bit_kernel[(len(order),)](
-        _descriptor(x["q"], rows), _descriptor(x["k"], keys),
-        _descriptor(x["v"], [1, size, chunk]), _descriptor(out, rows),
+        gluon_descriptor(x["q"], rows), gluon_descriptor(x["k"], keys),
+        gluon_descriptor(x["v"], [1, size, chunk]), gluon_descriptor(out, rows),
         lse, x["q_scale"], x["lse_shift"], x["k_scale"], x["v_scale"], order, counts, x["indices"],
         stride_h, Sq, mask.seq_kv, x["v"].shape[2],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
@@ -111,12 +111,18 @@ def _launch(
     )  # fmt: skip
 
 
-def _descriptor(x: Tensor, block: list[int]) -> Any:
+def gluon_descriptor(x: Tensor, block: list[int]) -> Any:
+    """Describe a tensor read in tiles of up to three dimensions, the last of one stride.
+
+    Tiles lie swizzled in shared memory, as matrix products of their element size need them; float32
+    tiles lie as they are.
+    """
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    bytes_per_row = block[-1] * x.element_size()
+    bits = 8 * x.element_size()
+    swizzle = 0 if bits == 32 else min(128, block[-1] * x.element_size())
     layout = gl.NVMMASharedLayout(
-        swizzle_byte_width=min(128, bytes_per_row), element_bitwidth=8 * x.element_size(), rank=3
+        swizzle_byte_width=swizzle, element_bitwidth=bits, rank=len(block)
     )
     return TensorDescriptor.from_tensor(x, block, layout)

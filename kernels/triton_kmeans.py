@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.descriptors import heads_descriptor
+from vidsparse.kernels.hopper_kmeans import assign_gluon, can_assign_gluon
 from vidsparse.kernels.launch import padded_head_size
 from vidsparse.kernels.triton_attention import load_rows
 from vidsparse.kernels.triton_sort import sort_by_label_triton
@@ -14,6 +15,8 @@ from vidsparse.kernels.triton_sort import sort_by_label_triton
 # Fastest on an H100 of `python -m vidsparse.profiling.tune_parts --heads 40`, with 1000 clusters.
 # (tokens, clusters, warps, stages) of a program that assigns.
 ASSIGN = (64, 128, 4, 2)
+# The Gluon kernel is off until it has run.
+_GLUON = False
 # (tokens per step, warps, stages) of a program that averages; (16, 2, 4) is as fast at 40 heads
 # and slower at 8.
 UPDATE = (32, 2, 3)
@@ -91,15 +94,23 @@ def kmeans_triton(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor
 
 
 def assign_triton(
-    x: Tensor, centroids: Tensor, config: tuple[int, int, int, int] = ASSIGN
+    x: Tensor, centroids: Tensor, config: tuple[int, int, int, int] | None = None
 ) -> Tensor:
-    """Return the (B, H, S) int32 nearest centroid of each token."""
-    tokens, clusters, warps, stages = config
+    """Return the (B, H, S) int32 nearest centroid of each token.
+
+    Args:
+        x: (B, H, S, D) tokens.
+        centroids: (B, H, K, D).
+        config: configuration of the Triton kernel; None takes the Gluon kernel where it runs.
+    """
     B, H, S, D = x.shape
     K = centroids.shape[2]
     # Tensor cores take the tokens' dtype; norms come from the rounded centroids too.
     rounded = centroids.to(x.dtype)
     half_norms = rounded.float().square().sum(-1) / 2
+    if config is None and _GLUON and can_assign_gluon(x):
+        return assign_gluon(x, rounded, half_norms)
+    tokens, clusters, warps, stages = ASSIGN if config is None else config
     labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)
     PAD_D = padded_head_size(D)
     descriptor = heads_descriptor(rounded, clusters, PAD_D)

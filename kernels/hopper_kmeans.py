@@ -1,0 +1,66 @@
+"""Launch the Gluon kernel that assigns tokens to centroids."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vidsparse.kernels.descriptors import heads_descriptor
+from vidsparse.kernels.hopper import _has_gluon
+from vidsparse.kernels.hopper_8bit import gluon_descriptor
+from vidsparse.kernels.launch import padded_head_size
+
+# (warpgroups of 64 tokens, centroids per tile, stages, registers per consumer thread, registers per
+# thread over all warps).
+ASSIGN_GLUON = (2, 128, 4, 240, 168)
+# Half norm of centroids that do not exist: finite, so that it never meets an infinite score.
+_FAR = 3.0e38
+
+
+def can_assign_gluon(x: Tensor) -> bool:
+    """Tell whether the kernel runs on (B, H, S, D) tokens: Hopper, 16 bits, heads of one stride."""
+    D = x.shape[-1]
+    if not 32 < D <= 128 or heads_descriptor(x, 64, max(64, padded_head_size(D))) is None:
+        return False
+    return _has_gluon()
+
+
+def assign_gluon(
+    x: Tensor,
+    centroids: Tensor,
+    half_norms: Tensor,
+    config: tuple[int, int, int, int, int] = ASSIGN_GLUON,
+) -> Tensor:
+    """Return the (B, H, S) int32 nearest centroid of each token.
+
+    Args:
+        x: tokens that ``can_assign_gluon`` accepts.
+        centroids: (B, H, K, D) in x's dtype, contiguous.
+        half_norms: (B, H, K) float32, half their squared norms.
+        config: launch configuration.
+    """
+    from vidsparse.kernels.gluon_kmeans import assign_kernel
+
+    groups, clusters, stages, registers, max_registers = config
+    B, H, S, D = x.shape
+    K, P = centroids.shape[2], max(64, padded_head_size(D))
+    half_norms = torch.nn.functional.pad(half_norms, (0, -K % clusters), value=_FAR)
+    labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)
+    tiles_per_head = -(-S // (64 * groups))
+    tiles = B * H * tiles_per_head
+    assign_kernel[(min(tiles, _multiprocessors(x.device)),)](
+        gluon_descriptor(x.flatten(0, 1), [1, 64, P]),
+        gluon_descriptor(centroids.flatten(0, 1), [1, clusters, P]),
+        gluon_descriptor(half_norms.flatten(0, 1), [1, clusters]),
+        labels, S, K, tiles_per_head, tiles, half_norms.shape[-1] // clusters,
+        GROUPS=groups, STAGES=stages, REGISTERS=registers,
+        num_warps=4, maxnreg=max_registers,
+    )  # fmt: skip
+    return labels
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,84 @@
+"""Attend again where the first tile of keys was no reference for the weights of the others."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.launch import padded_head_size
+from vidsparse.kernels.triton_attention import LOG2_E, load_rows, online_softmax_update, store_rows
+from vidsparse.kernels.triton_permute import shared_strides
+
+# Queries of one tile, and tiles that one program looks at: nearly all have nothing to do.
+_ROWS, _TILES = 64, 8
+
+
+@triton.jit
+def _retry_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, count_ptr, index_ptr,
+    q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s,
+    v_stride_b, v_stride_h, v_stride_s, out_stride_b, out_stride_h, out_stride_s,
+    list_stride_b, list_stride_h, H, Sq, Skv, D, num_kv_blocks, block_q, scale_log2,
+    ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr, TILE_KV: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
+):  # fmt: skip
+    """One program looks through TILES x ROWS queries of one head for an LSE of NaN."""
+    head = tl.program_id(1).to(tl.int64)
+    b, h = head // H, head % H
+    q_ptr += b * q_stride_b + h * q_stride_h
+    k_ptr += b * k_stride_b + h * k_stride_h
+    v_ptr += b * v_stride_b + h * v_stride_h
+    out_ptr += b * out_stride_b + h * out_stride_h
+    lse_ptr += head * Sq
+    for tile in range(tl.program_id(0) * TILES, (tl.program_id(0) + 1) * TILES):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        inside = rows < Sq
+        lse = tl.load(lse_ptr + rows, mask=inside, other=0.0)
+        if tl.sum((lse != lse).to(tl.int32), 0) > 0:
+            lists = b * list_stride_b + h * list_stride_h + tile * ROWS // block_q
+            count = tl.minimum(tl.load(count_ptr + lists), num_kv_blocks)
+            q = load_rows(q_ptr, rows, q_stride_s, inside, D, PAD_D, EVEN_D)
+            row_max = tl.full([ROWS], float("-inf"), tl.float32)
+            row_sum = tl.zeros([ROWS], tl.float32)
+            acc = tl.zeros([ROWS, PAD_D], tl.float32)
+            for start in tl.range(0, count * CHUNK, TILE_KV, num_stages=1):
+                block = tl.load(index_ptr + lists * num_kv_blocks + start // CHUNK)
+                keys = block * CHUNK + start % CHUNK + tl.arange(0, TILE_KV)
+                valid = (keys < Skv) & (keys >= 0)
+                k = load_rows(k_ptr, keys, k_stride_s, valid, D, PAD_D, EVEN_D)
+                scores = tl.where(valid[None, :], tl.dot(q, k.T), float("-inf"))
+                weights, decay, row_max, row_sum = online_softmax_update(
+                    scores, row_max, row_sum, scale_log2
+                )
+                v = load_rows(v_ptr, keys, v_stride_s, valid, D, PAD_D, EVEN_D)
+                acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None])
+            store_rows(
+                out_ptr, lse_ptr, acc, row_max, row_sum, rows, inside, out_stride_s, D, PAD_D
+            )
+
+
+def attend_again(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: BlockMask, scale: float
+) -> None:
+    """Fill in the output of every 64 rows that hold an LSE of NaN, with a running maximum.
+
+    Args:
+        q: (B, H, Sq, D).
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D).
+        out: (B, H, Sq, D), changed in place.
+        lse: (B, H, Sq), changed in place.
+        mask: kept blocks of a multiple of 64 queries and of 16, 32, 64 or 128 keys.
+        scale: factor on the logits.
+    """
+    B, H, Sq, D = q.shape
+    PAD_D = padded_head_size(D)
+    _retry_kernel[(triton.cdiv(Sq, _ROWS * _TILES), B * H)](
+        q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        *shared_strides(mask.kv_num_blocks), H, Sq, k.shape[2], D, mask.num_kv_blocks,
+        mask.block_q, scale * LOG2_E,
+        ROWS=_ROWS, TILES=_TILES, CHUNK=mask.block_kv, TILE_KV=min(64, mask.block_kv), PAD_D=PAD_D,
+        EVEN_D=PAD_D == D, num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vidsparse.kernels.attention_output import AttentionOutput
+from vidsparse.kernels.backends import why_no_triton
+from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.hopper import choose_config, gluon_reasons
+from vidsparse.kernels.reference import attention_reference
+from vidsparse.kernels.testing import assert_as_exact_as_eager, random_block_mask
+
+
+@pytest.mark.parametrize("block_kv", [16, 128])
+def test_only_tiles_with_nan_are_attended_to_again(
+    generator: torch.Generator, block_kv: int
+) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no Triton here")
+    from vidsparse.kernels.triton_retry import attend_again
+
+    device = generator.device
+    q, k, v = (
+        torch.randn(2, 2, S, 40, generator=generator, device=device).half() for S in (200, 190, 190)
+    )
+    mask = random_block_mask(
+        2, 1, 200, 190, block_q=64, block_kv=block_kv, density=0.6, generator=generator
+    )
+    want = attention_reference(q, k, v, mask, scale=0.3)
+    assert want.lse is not None
+    out, lse = want.out.to(q.dtype), want.lse.clone()
+    # One row of the second and of the last tile; the last one is partial.
+    for b, h, row in ((0, 1, 100), (1, 0, 199)):
+        lse[b, h, row] = torch.nan
+        out[b, h, row // 64 * 64 : row // 64 * 64 + 64] = torch.nan
+    out[1, 1, :64] = 7
+    attend_again(q, k, v, out, lse, mask, 0.3)
+    assert bool((out[1, 1, :64] == 7).all())
+    out[1, 1, :64] = want.out[1, 1, :64].to(q.dtype)
+    assert_as_exact_as_eager(AttentionOutput(out, lse), q, k, v, mask, scale=0.3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("D", "block_q"), [(64, 192), (64, 128), (128, 128)])
+def test_rising_logits_cost_no_exactness(
+    gpu_generator: torch.Generator, D: int, block_q: int
+) -> None:
+    from vidsparse.kernels.hopper import attend_gluon
+
+    S = 2000
+    q, k, v = (
+        torch.randn(1, 2, S, D, generator=gpu_generator, device="cuda").bfloat16() for _ in range(3)
+    )
+    # The last tile is read first; in one head its logits lie far below the others'.
+    k[:, 1] = k[:, 1] + 12 * q[:, 1].mean(1, keepdim=True) * torch.arange(S, 0, -1).cuda()[:, None]
+    k[:, 1, :500] *= 100
+    mask = random_block_mask(
+        1, 2, S, S, block_q=block_q, block_kv=128, density=0.6, generator=gpu_generator
+    )
+    if gluon_reasons(q, k, v, mask):
+        pytest.skip("; ".join(gluon_reasons(q, k, v, mask)))
+    config = choose_config(D, mask)
+    assert config is not None
+    for cubic_share in (0, 8):
+        fixed = replace(config, fixed=True, cubic_share=cubic_share)
+        got = attend_gluon(q, k, v, mask, scale=D**-0.5, config=fixed)
+        assert_as_exact_as_eager(got, q, k, v, mask)
+
+
+@pytest.mark.gpu
+def test_a_nan_stays_in_its_row(gpu_generator: torch.Generator) -> None:
+    from vidsparse.kernels.hopper import attend_gluon
+
+    q, k, v = (
+        torch.randn(1, 1, 300, 64, generator=gpu_generator, device="cuda").bfloat16()
+        for _ in range(3)
+    )
+    q[0, 0, 70] = torch.nan
+    mask = BlockMask.full(block_q=128, block_kv=128, seq_q=300, seq_kv=300, device="cuda")
+    if gluon_reasons(q, k, v, mask):
+        pytest.skip("; ".join(gluon_reasons(q, k, v, mask)))
+    config = choose_config(64, mask)
+    assert config is not None
+    got = attend_gluon(q, k, v, mask, scale=0.125, config=replace(config, fixed=True))
+    nan = got.out.isnan().any(-1)[0, 0]
+    assert nan.nonzero().flatten().tolist() == [70]
