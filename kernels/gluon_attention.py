@@ -364,7 +364,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                     q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True
                 )
                 mbarrier.wait(v_full.index(v_stage), v_phase)
-                if FIXED:
+                if FIXED:  # noqa: SIM108
                     p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
                 else:
                     p16 = packed
@@ -426,7 +426,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                             _store_statistic(stats_ptr, list_tiles - 1, pending, GROUP, GROUPS,
                                              WARPS, STATS)  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
-        if FIXED:
+        if FIXED:  # noqa: SIM108
             p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
         else:
             p16 = packed
