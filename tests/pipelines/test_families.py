@@ -66,6 +66,9 @@ def test_inapplicable_transformer_is_refused_with_the_reason(spy: Any) -> None:
         attention_head_dim=4,
         num_layers=1,
         in_channels=4,
+        out_channels=4,
+        cross_attention_dim=4,
+        caption_channels=4,
         sample_size=4,
         patch_size=2,
     )
