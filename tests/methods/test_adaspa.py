@@ -158,7 +158,9 @@ def test_heads_that_recall_enough_give_budget_to_those_that_do_not(cases):
     base, _ = searched(method(0.25, heads="equal"), (q, k, v), LAYOUT, cases)
     recalls = recall(q, k, base)[0]
     target = float(recalls.sort().values[-2:].mean())
-    plan, _ = searched(method(0.25, enough_recall=target), (q, k, v), LAYOUT, cases)
+    plan, _ = searched(
+        method(0.25, heads="adaptive", enough_recall=target), (q, k, v), LAYOUT, cases
+    )
     counts = plan.mask.kv_num_blocks[0, :, 0].tolist()
     expected = [8, 8, 8, 8]
     expected[int(recalls.argmax())], expected[int(recalls.argmin())] = 4, 12
@@ -380,7 +382,10 @@ def test_lists_from_json_are_taken():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"density": 0.8}, r"use at most 0\.6667, 1 for dense attention, or heads='equal'"),
+        (
+            {"density": 0.8, "heads": "adaptive"},
+            r"use at most 0\.6667, 1 for dense attention, or heads='equal'",
+        ),
         ({"density": 0.0}, r"must lie in \(0, 1\]"),
         ({"heads": "best"}, "'adaptive', 'equal', 'shared'"),
         ({"order": "spiral"}, "'raster' or 'compact'"),
@@ -415,7 +420,7 @@ def test_a_density_that_leaves_some_heads_less_than_the_text_is_refused(cases):
     equal = method(0.3, heads="equal")
     assert equal.plan(*qkv, TEXT, cases.site(), equal.init_state()) is not None
     with pytest.raises(UsageError, match=r"leaves the heads that recall most .* heads='equal'"):
-        method(0.3).plan(*qkv, TEXT, cases.site(), AdaSpa().init_state())
+        method(0.3, heads="adaptive").plan(*qkv, TEXT, cases.site(), AdaSpa().init_state())
     with pytest.raises(UsageError, match="too small here: text"):
         method(0.1).plan(*qkv, TEXT, cases.site(), AdaSpa().init_state())
 

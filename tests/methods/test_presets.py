@@ -84,6 +84,7 @@ def test_draft_density_counts_the_text_that_the_original_does_not():
 def test_adaspa_presets_search_as_in_the_paper(name, layout):
     config = SparseConfig.load(name)
     method, schedule = config.build()
+    assert method.heads == "adaptive"
     first, later, _ = method.phases(50, 10)
     assert (first.steps, later.steps) == ((10,), (30,))
     assert [schedule.reason(replace(SITE, step=s)) for s in (9, 10)] == ["dense steps", None]
