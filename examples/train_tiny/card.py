@@ -148,7 +148,7 @@ def training(record: dict[str, Any]) -> str:
     vae, dit = record["vae"], record["transformer"]
     decibels = " and ".join(f"{dB:.1f} dB on `{grid}`" for grid, dB in vae["psnr_db"].items())
     told = (
-        f"On one {record['device']}, code of commit `{record['commit']}`, "
+        f"On {record['device']}, code of commit `{record['commit']}`, "
         f"seed {record['settings']['seed']}. "
         f"The VAE took {vae['steps']} steps in {vae['seconds']:.0f} s and reconstructs unseen "
         f"clips at {decibels}. Transformer and text encoder together took "
