@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.recall import oracle_recall, recall
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.sweep import grammar_prompts
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Layers looked at, in shares of the model's.
 _LAYERS = (0.2, 0.5, 0.85)
@@ -142,6 +145,25 @@ def decay_rows(watch: RecallWatch, grid: str, num_steps: int, first_step: int) -
     return rows
 
 
+def draw_decay(rows: Sequence[Row]) -> "Figure":
+    """Draw the share of the oracle's recall over the steps, a line per method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for spec in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == spec]
+        steps, kept = zip(*((row["step"], row["of_oracle"]) for row in own), strict=True)
+        axes.plot(steps, kept, label=spec)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    first = rows[0]
+    axes.set_title(f"density {first['requested_density']}, {first['tokens']} tokens", fontsize=11)
+    axes.set_xlabel("denoising step")
+    axes.set_ylabel("recall, of the best raster blocks'")
+    axes.legend(fontsize=8)
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m vidsparse.profiling.recall_decay")
@@ -154,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--picture", type=Path, help="PNG of the curves to write")
     parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
     try:
         _run(parser.parse_args(arguments))
@@ -183,8 +206,11 @@ def _run(options: argparse.Namespace) -> None:
             **sampling.arguments(),
         )
     first_step = math.floor(options.dense_steps * options.steps + 1e-9)
-    for row in decay_rows(watch, options.grid or "", options.steps, first_step):
+    rows = decay_rows(watch, options.grid or "", options.steps, first_step)
+    for row in rows:
         keep(row)
+    if options.picture is not None:
+        draw_decay(rows).savefig(options.picture, dpi=110)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.methods.adaspa import AdaSpa
 from vidsparse.methods.draft import Draft
 from vidsparse.plan import CallSite
-from vidsparse.profiling.recall_decay import RecallWatch, decay_rows
+from vidsparse.profiling.recall_decay import RecallWatch, decay_rows, draw_decay
 from vidsparse.profiling.synthetic import video_qkv
 
 LAYOUT = VideoLayout(4, 8, 9)
@@ -51,3 +51,15 @@ def test_layers_branches_and_batch_rows_that_nobody_asked_for_are_left_out():
     rows = decay_rows(watch, "test", 10, 4)
     assert [row["age"] for row in rows] == [0] * 6
     assert all(len(row["of_oracle_per_layer"]) == 3 for row in rows)
+
+
+def test_each_method_is_a_line_of_the_picture():
+    pytest.importorskip("matplotlib")
+    rows = decay_rows(watched({"draft": Draft(0.3), "more": Draft(0.6)}), "test", 10, 4)
+    (axes,) = draw_decay(rows).axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == ["draft", "more"]
+    line = axes.get_lines()[labels.index("draft")]
+    assert list(line.get_xdata()) == list(range(4, 10))
+    drafted = [row["of_oracle"] for row in rows if row["method"] == "draft"]
+    assert list(line.get_ydata()) == drafted
