@@ -160,7 +160,7 @@ def draw_decay(rows: Sequence[Row]) -> "Figure":
     axes.set_title(f"density {first['requested_density']}, {first['tokens']} tokens", fontsize=11)
     axes.set_xlabel("denoising step")
     axes.set_ylabel("recall, of the best raster blocks'")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 

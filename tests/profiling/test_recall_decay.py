@@ -56,8 +56,9 @@ def test_layers_branches_and_batch_rows_that_nobody_asked_for_are_left_out():
 def test_each_method_is_a_line_of_the_picture():
     pytest.importorskip("matplotlib")
     rows = decay_rows(watched({"draft": Draft(0.3), "more": Draft(0.6)}), "test", 10, 4)
-    (axes,) = draw_decay(rows).axes
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    figure = draw_decay(rows)
+    (axes,), (legend,) = figure.axes, figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
     assert sorted(labels) == ["draft", "more"]
     line = axes.get_lines()[labels.index("draft")]
     assert list(line.get_xdata()) == list(range(4, 10))
