@@ -100,11 +100,14 @@ def dot_rows(q, k):
     A float32 product runs on FMA units, one term after the other: with keys far from 0 its error
     after 64 terms was four times that of cuBLAS.
     """
+    # Not an early return: what follows one is compiled all the same, and fails for small heads.
     if q.dtype != tl.float32 or q.shape[1] < 64:
-        return tl.dot(q, k.T, input_precision="ieee")
-    q_low, q_high = _halves(q)
-    k_low, k_high = _halves(k)
-    return _dot_halves(q_low, k_low) - _dot_halves(-q_high, k_high)
+        scores = tl.dot(q, k.T, input_precision="ieee")
+    else:
+        q_low, q_high = _halves(q)
+        k_low, k_high = _halves(k)
+        scores = _dot_halves(q_low, k_low) - _dot_halves(-q_high, k_high)
+    return scores
 
 
 @triton.jit
