@@ -23,7 +23,7 @@ from vidsparse.generate import (
     warm_up,
 )
 from vidsparse.profiling.dense_run import ObservedAttention, Stopwatch, observe, span_seconds
-from vidsparse.quality import Lpips, compare_videos
+from vidsparse.quality import Lpips
 from vidsparse.tuning.speed import variant_key
 from vidsparse.tuning.target import Scores
 from vidsparse.video import to_float, to_uint8
@@ -180,11 +180,13 @@ class PipelineLab:
             doomed: asked at the checks whether to give up.
         """
         self._warm_up(config, scene)
+        # Made now if it is missing: a pipeline cannot generate inside its own step callback.
+        reference = self._reference(scene)
         checks: list[tuple[int, float]] = []
 
         def check(step: int, total: int, latents: Tensor) -> None:
-            if step in self._check_steps():
-                truth = self._reference(scene).latents[step]
+            if step in reference.latents:
+                truth = reference.latents[step]
                 error = (latents.detach().float().cpu() - truth).square().sum()
                 checks.append((step, float(error / truth.square().sum())))
                 if doomed(*checks[-1]):
@@ -265,8 +267,9 @@ class PipelineLab:
         return sample(pipe, scene.prompt, self.sampling, seed=scene.seed, on_latents=on_latents)
 
     def _scores(self, video: Tensor, scene: Scene) -> Scores:
-        truth = to_float(self._reference(scene).frames)
-        return Scores.of(compare_videos(to_float(to_uint8(video)), truth, lpips=self.lpips))
+        pair = (to_uint8(video), self._reference(scene).frames)
+        made, truth = (to_float(frames).to(self.pipe.device) for frames in pair)
+        return Scores.of(made, truth, self.lpips)
 
     def _check_steps(self) -> set[int]:
         steps = self.sampling.steps or 0

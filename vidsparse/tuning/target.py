@@ -5,8 +5,16 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from torch import Tensor
+
 from vidsparse.errors import UsageError
-from vidsparse.quality import PSNR_OF_EQUAL_FRAMES, Quality
+from vidsparse.quality import (
+    PSNR_OF_EQUAL_FRAMES,
+    Lpips,
+    mean_psnr,
+    psnr_per_frame,
+    ssim_per_frame,
+)
 
 # What counts as one unit of slack: differences a viewer may notice.
 _PSNR_UNIT, _SSIM_UNIT, _LPIPS_UNIT = 1.0, 0.01, 0.01
@@ -27,10 +35,18 @@ class Scores:
     lpips: float | None = None
 
     @classmethod
-    def of(cls, quality: Quality) -> "Scores":
-        """Take the means of a clip."""
-        psnr = min(quality.mean_psnr, PSNR_OF_EQUAL_FRAMES)
-        return cls(psnr, quality.mean_ssim, quality.mean_lpips)
+    def of(cls, video: Tensor, reference: Tensor, lpips: Lpips | str) -> "Scores":
+        """Measure a clip, by no more than a target can bound.
+
+        Args:
+            video: (F, 3, H, W) floats in [0, 1], on any device.
+            reference: the dense clip, alike.
+            lpips: the metric, or why there is none.
+        """
+        psnr = mean_psnr(psnr_per_frame(video, reference).tolist())
+        ssim = fmean(ssim_per_frame(video, reference).tolist())
+        far = None if isinstance(lpips, str) else fmean(lpips(video, reference).tolist())
+        return cls(min(psnr, PSNR_OF_EQUAL_FRAMES), ssim, far)
 
     @classmethod
     def mean(cls, scores: Sequence["Scores"]) -> "Scores":
