@@ -15,14 +15,16 @@ from vidsparse.kernels.launch import padded_head_size
 # (warpgroups of 64 tokens, centroids per tile, stages, registers per consumer thread, registers per
 # thread over all warps).
 ASSIGN_GLUON = (2, 128, 4, 240, 168)
-# Half norm of centroids that do not exist: finite, so that it never meets an infinite score.
-_FAR = 3.0e38
+# Tiles that the kernel can tell apart.
+_MAX_STEPS = 16
 
 
-def can_assign_gluon(x: Tensor) -> bool:
-    """Tell whether the kernel runs on (B, H, S, D) tokens: Hopper, 16 bits, heads of one stride."""
+def can_assign_gluon(x: Tensor, K: int) -> bool:
+    """Tell whether the kernel runs: (B, H, S, D) tokens of 16 bits and one stride, on Hopper."""
     D = x.shape[-1]
-    if not 32 < D <= 128 or heads_descriptor(x, 64, max(64, padded_head_size(D))) is None:
+    if not 32 < D <= 128 or _MAX_STEPS * ASSIGN_GLUON[1] < K:
+        return False
+    if heads_descriptor(x, 64, max(64, padded_head_size(D))) is None:
         return False
     return _has_gluon()
 
@@ -38,7 +40,8 @@ def assign_gluon(
     Args:
         x: tokens that ``can_assign_gluon`` accepts.
         centroids: (B, H, K, D) in x's dtype, contiguous.
-        half_norms: (B, H, K) float32, half their squared norms.
+        half_norms: (B, H, K padded to whole tiles) float32, half their squared norms, huge in the
+            padding.
         config: launch configuration.
     """
     from vidsparse.kernels.gluon_kmeans import assign_kernel
@@ -46,7 +49,6 @@ def assign_gluon(
     groups, clusters, stages, registers, max_registers = config
     B, H, S, D = x.shape
     K, P = centroids.shape[2], max(64, padded_head_size(D))
-    half_norms = torch.nn.functional.pad(half_norms, (0, -K % clusters), value=_FAR)
     labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)
     tiles_per_head = -(-S // (64 * groups))
     tiles = B * H * tiles_per_head
@@ -54,7 +56,7 @@ def assign_gluon(
         gluon_descriptor(x.flatten(0, 1), [1, 64, P]),
         gluon_descriptor(centroids.flatten(0, 1), [1, clusters, P]),
         gluon_descriptor(half_norms.flatten(0, 1), [1, clusters]),
-        labels, S, K, tiles_per_head, tiles, half_norms.shape[-1] // clusters,
+        labels, S, K, tiles_per_head, tiles, -(-K // clusters),
         GROUPS=groups, STAGES=stages, REGISTERS=registers,
         num_warps=4, maxnreg=max_registers,
     )  # fmt: skip

@@ -24,7 +24,8 @@ UPDATE = (32, 2, 3)
 
 @triton.jit
 def _assign_kernel(
-    x_ptr, c_ptr, half_norm_ptr, labels_ptr, x_stride_b, x_stride_h, x_stride_s, H, S, K, D,
+    x_ptr, c_ptr, half_norm_ptr, labels_ptr, x_stride_b, x_stride_h, x_stride_s,
+    H, S, K, padded, D,
     TOKENS: tl.constexpr, CLUSTERS: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
     STAGES: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +43,7 @@ def _assign_kernel(
             c = c_ptr.load([head.to(tl.int32), start, 0]).reshape(CLUSTERS, PAD_D)
         else:
             c = load_rows(c_ptr + head * K * D, start + columns, D, inside, D, PAD_D, EVEN_D)
-        half = tl.load(half_norm_ptr + head * K + start + columns, mask=inside, other=float("inf"))
+        half = tl.load(half_norm_ptr + head * padded + start + columns)
         # The nearest centroid has the largest x.c - |c|^2 / 2.
         score = tl.dot(x, c.T, input_precision="ieee") - half[None, :]
         top = tl.max(score, 1)
@@ -53,6 +54,25 @@ def _assign_kernel(
         best = tl.maximum(best, top)
     label = tl.minimum(label, K - 1)
     tl.store(labels_ptr + head * S + tokens, label, mask=tokens < S)
+
+
+@triton.jit
+def _round_centroids_kernel(
+    c_ptr, rounded_ptr, half_norm_ptr, K, padded, D,
+    CLUSTERS: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
+):  # fmt: skip
+    """One program rounds CLUSTERS centroids of one head and takes half the squared norms."""
+    head = tl.program_id(1).to(tl.int64)
+    clusters = tl.program_id(0) * CLUSTERS + tl.arange(0, CLUSTERS)
+    c = load_rows(c_ptr + head * K * D, clusters, D, clusters < K, D, PAD_D, EVEN_D)
+    rounded = c.to(rounded_ptr.dtype.element_ty)
+    columns = tl.arange(0, PAD_D)
+    target = (head * K + clusters)[:, None] * D + columns[None, :]
+    tl.store(rounded_ptr + target, rounded, mask=(clusters < K)[:, None] & (columns < D)[None, :])
+    c = rounded.to(tl.float32)
+    # Centroids that do not exist are far away, but finite: they meet no infinite score.
+    half = tl.where(clusters < K, tl.sum(c * c, 1) / 2, 3.0e38)
+    tl.store(half_norm_ptr + head * padded + clusters, half, mask=clusters < padded)
 
 
 @triton.jit
@@ -105,10 +125,8 @@ def assign_triton(
     """
     B, H, S, D = x.shape
     K = centroids.shape[2]
-    # Tensor cores take the tokens' dtype; norms come from the rounded centroids too.
-    rounded = centroids.to(x.dtype)
-    half_norms = rounded.float().square().sum(-1) / 2
-    if config is None and _GLUON and can_assign_gluon(x):
+    rounded, half_norms = round_centroids(centroids, x.dtype)
+    if config is None and _GLUON and can_assign_gluon(x, K):
         return assign_gluon(x, rounded, half_norms)
     tokens, clusters, warps, stages = ASSIGN if config is None else config
     labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)
@@ -116,11 +134,28 @@ def assign_triton(
     descriptor = heads_descriptor(rounded, clusters, PAD_D)
     _assign_kernel[(triton.cdiv(S, tokens), B * H)](
         x, rounded if descriptor is None else descriptor, half_norms, labels,
-        *x.stride()[:3], H, S, K, D,
+        *x.stride()[:3], H, S, K, half_norms.shape[-1], D,
         TOKENS=tokens, CLUSTERS=clusters, PAD_D=PAD_D, EVEN_D=PAD_D == D,
         STAGES=stages, TMA=descriptor is not None, num_warps=warps,
     )  # fmt: skip
     return labels
+
+
+def round_centroids(centroids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Prepare (B, H, K, D) float32 centroids for tensor cores, which take the tokens' dtype.
+
+    Returns:
+        The rounded centroids, and half their squared norms (B, H, K padded to 256), float32, of
+        the rounded numbers too; 3e38 in the padding.
+    """
+    B, H, K, D = centroids.shape
+    padded, PAD_D = triton.cdiv(K, 256) * 256, padded_head_size(D)
+    rounded = torch.empty_like(centroids, dtype=dtype)
+    half_norms = torch.empty(B, H, padded, device=centroids.device)
+    _round_centroids_kernel[(padded // 32, B * H)](
+        centroids, rounded, half_norms, K, padded, D, CLUSTERS=32, PAD_D=PAD_D, EVEN_D=PAD_D == D
+    )
+    return rounded, half_norms
 
 
 def update_triton(
