@@ -270,11 +270,10 @@ def _drop_keys(scores, lengths, BOXES: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _add_bias(scores, bias_ptr, tile, LAYOUT: gl.constexpr):
-    """Add to the products with a tile of means what their blocks weigh; it excludes kept ones."""
-    TILE_KV: gl.constexpr = scores.shape[1]
+def _mean_bias(bias_ptr, tile, TILE_KV: gl.constexpr, LAYOUT: gl.constexpr):
+    """Load what to add to the products with a tile of means: log sizes, far less where kept."""
     columns = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, LAYOUT))
-    return scores + gl.expand_dims(gl.load(bias_ptr + tile * TILE_KV + columns), 0)
+    return gl.expand_dims(gl.load(bias_ptr + tile * TILE_KV + columns), 0)
 
 
 @gluon.jit
@@ -327,7 +326,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         mbarrier.arrive(k_empty.index(0), count=1)
         if MEANS:  # noqa: SIM102
             if list_tiles == 0:
-                s = _add_bias(s, bias_ptr, 0, SCORES)
+                s = s + _mean_bias(bias_ptr, 0, TILE_KV, SCORES)
         if RAGGED:
             if masked > 0:
                 lengths = _tile_lengths(entries_ptr, chunk_tiles - 1, count, BOXES)
@@ -376,10 +375,12 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                         # The tile before: its reduction hides behind the products just issued.
                         _store_statistic(stats_ptr, list_tiles - done, pending, GROUP, GROUPS,
                                          WARPS, STATS)  # fmt: skip
+                if PHASE == 1:
+                    bias = _mean_bias(bias_ptr, done - list_tiles, TILE_KV, SCORES)
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(k_empty.index(k_stage), count=1)
                 if PHASE == 1:
-                    s = _add_bias(s, bias_ptr, done - list_tiles, SCORES)
+                    s = s + bias
                 elif RAGGED:  # noqa: SIM102
                     if done < masked:
                         lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
