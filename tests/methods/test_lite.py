@@ -15,13 +15,12 @@ import torch
 from vidsparse.attention import SparseAttention, run_plan
 from vidsparse.errors import UsageError
 from vidsparse.kernels.attention_output import AttentionOutput
-from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.running_statistics import RunningStat, running_statistic
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method
 from vidsparse.methods.lite import Lite
-from vidsparse.methods.lite_state import visiting_mask
 from vidsparse.methods.lite_weights import weigh
+from vidsparse.methods.mask_bits import mask_from_bits, pack_bits
 from vidsparse.schedule import DenseSchedule
 
 LAYOUT = VideoLayout(4, 6, 10)
@@ -83,8 +82,8 @@ def lite_step(maxima, kept, threshold, *, backwards):
     rows, tiles = maxima.shape
     q = torch.eye(rows)[None, None]
     k = torch.tensor(maxima.T, dtype=torch.float32)[None, None] / math.log2(math.e)
-    lists = visiting_mask(kept[None, None, None], (tiles, 1), tiles, backwards=backwards)
-    mask = BlockMask(lists.kv_num_blocks, lists.kv_indices, rows, 1, rows, tiles)
+    bits = pack_bits(kept[None, None, None])
+    mask = mask_from_bits(bits, blocks=(rows, 1), seq_q=rows, seq_kv=tiles, backwards=backwards)
     stat = running_statistic(q, k, mask, RunningStat.MAX, scale=1.0)[0, 0, 0]
     return kept & ~(stat <= threshold)
 

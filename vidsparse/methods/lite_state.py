@@ -1,16 +1,14 @@
-"""What LiteAttention carries from step to step, and the lists its kernels visit."""
+"""What LiteAttention carries from step to step."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask
-from vidsparse.kernels.compact_lists import compact_lists
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry
-from vidsparse.methods.mask_bits import pack_bits, unpack_bits
+from vidsparse.methods.mask_bits import mask_from_bits, pack_bits, unpack_bits
 
 
 @dataclass
@@ -59,7 +57,9 @@ class Tiles:
         if self.full and not self.backwards:
             sides = {"block_q": self.blocks[0], "block_kv": self.blocks[1]}
             return BlockMask.full(**sides, seq_q=S, seq_kv=S, device=self.bits.device)
-        return visiting_mask(self.kept(), self.blocks, S, backwards=self.backwards)
+        return mask_from_bits(
+            self.bits, blocks=self.blocks, seq_q=S, seq_kv=S, backwards=self.backwards
+        )
 
     def error_bound(self) -> Tensor:
         """Return the most that outputs moved on average, 0-dim, in lengths of the longest value.
@@ -93,27 +93,3 @@ class LiteState:
 
     tiles: Tiles | None = None
     seed: Any = None
-
-
-def visiting_mask(
-    kept: Tensor, blocks: tuple[int, int], num_tokens: int, *, backwards: bool
-) -> BlockMask:
-    """Build lists that the kernels visit in one direction or the other.
-
-    The last key block stays last in its lists, where kernels expect a partial one.
-
-    Args:
-        kept: (B, H, Nq, Nkv) bool.
-        blocks: (query, key) tokens per block.
-        num_tokens: S.
-        backwards: list the blocks from the last but one down to the first.
-    """
-    if not backwards:
-        return BlockMask.from_dense(
-            kept, block_q=blocks[0], block_kv=blocks[1], seq_q=num_tokens, seq_kv=num_tokens
-        )
-    last = kept.shape[-1] - 1
-    turned = torch.cat((kept[..., :-1].flip(-1), kept[..., -1:]), -1)
-    counts, slots = compact_lists(turned)
-    indices = torch.where(slots < last, last - 1 - slots, slots)
-    return BlockMask(counts, indices, *blocks, num_tokens, num_tokens)
