@@ -5,7 +5,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ def bench_compensation(
     case: KernelCase,
     device: torch.device,
     *,
+    impls: Sequence[Impl] | None = None,
     repeats: int = 15,
     on_skip: Callable[[str], None] = lambda reason: None,
 ) -> Iterator[Row]:
@@ -39,6 +40,7 @@ def bench_compensation(
     Args:
         case: shape and density; 16 bits.
         device: where to run.
+        impls: implementations; by default those made for the device.
         repeats: timed runs of each.
         on_skip: called with the reason when an implementation cannot take the case.
 
@@ -52,7 +54,7 @@ def bench_compensation(
     """
     inputs = make_inputs(case, device, torch.bfloat16)
     mask = inputs.planner()
-    for impl in default_impls(device):
+    for impl in impls or default_impls(device):
         reasons = unsupported_reasons(impl, inputs.q, inputs.k, inputs.v, mask)
         if reasons:
             on_skip(f"{case.name}, {impl.value}: {'; '.join(reasons)}")
@@ -108,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = bench_compensation(
             case,
             device,
+            impls=[Impl(name) for name in options.impls.split(",")] if options.impls else None,
             repeats=options.repeats,
             on_skip=lambda reason: print_error(f"skipped: {reason}"),
         )
@@ -120,12 +123,16 @@ def _cases(options: argparse.Namespace, device: torch.device) -> list[KernelCase
     known = [c for c in default_cases(device) if c.bits == 16 and c.density < 1]
     names = options.cases.split(",") if options.cases else [c.name for c in known]
     cases = [c for c in known if c.name in names]
+    wanted = [float(text) for text in options.densities.split(",")] if options.densities else None
+    cases = [c for c in cases if wanted is None or c.density in wanted]
     return [replace(c, H=options.heads or c.H) for c in cases]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vidsparse.profiling.bench_compensation")
     parser.add_argument("--cases", help="kernel cases, by default all of 16 bits below density 1")
+    parser.add_argument("--densities", help="of these cases only those")
+    parser.add_argument("--impls", help="by default those made for the device")
     parser.add_argument("--heads", type=int, help="instead of the cases' own number")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

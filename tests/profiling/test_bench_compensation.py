@@ -30,12 +30,21 @@ def test_rows_of_several_densities_and_head_counts_are_kept(tmp_path, monkeypatc
     monkeypatch.setattr("vidsparse.profiling.bench_compensation.default_cases", lambda _: cases)
     out = tmp_path / "compensation.json"
     for heads in ("1", "2"):
-        options = f"--device cpu --repeats 1 --heads {heads} --append --out"
+        options = f"--device cpu --impls torch --repeats 1 --heads {heads} --append --out"
         assert main([*options.split(), str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(r["heads"], r["requested_density"]) for r in rows] == [
         (1, 0.25), (1, 0.5), (2, 0.25), (2, 0.5),
     ]  # fmt: skip
+
+
+def test_cases_are_chosen_by_name_and_density(tmp_path, monkeypatch, capsys):
+    cases = (SMALL, dataclasses.replace(SMALL, density=0.5), dataclasses.replace(SMALL, bits=8))
+    monkeypatch.setattr("vidsparse.profiling.bench_compensation.default_cases", lambda _: cases)
+    options = "--device cpu --cases small --densities 0.5 --repeats 1"
+    main(options.split())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["requested_density"] == 0.5
 
 
 @pytest.mark.parametrize("ragged", [False, True])
