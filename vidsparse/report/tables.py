@@ -15,7 +15,7 @@ TIMED = (
 )
 DENSITIES = (
     "density: share of query-key pairs kept, as realised, over the sparse calls; "
-    "overall: dense steps and layers counted as 1"
+    "in brackets: dense steps and layers counted as 1"
 )
 AGGREGATES = (
     "PSNR: mean of frames, then of clips, on 8-bit frames; psnr_pooled in JSON is that of the "
@@ -30,44 +30,34 @@ VERDICTS = (
     "same content = at least 90 % of clips keep it, by the content check and SSIM between another "
     "seed's clip and the floor; else diverged (the whole rule: vidsparse.quality.verdict)"
 )
-MEANINGS = (TIMED, DENSITIES, AGGREGATES, FLICKER, VERDICTS)
-HEADERS = (
-    "method",
-    "speed-up",
-    "density",
-    "overall",
-    "PSNR dB",
-    "SSIM",
-    "LPIPS",
-    "flicker",
-    "content",
-    "verdict",
-)
-_TEXT = ("method", "content", "verdict")
+CONTENT = "content: share of clips whose shape/colour/direction is the caption's (bundled model)"
+MEANINGS = (TIMED, DENSITIES, AGGREGATES, FLICKER, CONTENT, VERDICTS)
+HEADERS = ("method", "speed-up", "density", "PSNR dB", "SSIM", "LPIPS", "flicker", "content %")
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Format one row of ``Comparison.rows`` for people, in the order of ``HEADERS``."""
+    """Format one row of ``Comparison.rows`` for people, in the order of ``HEADERS``.
+
+    Two lines in some cells keep the table within 80 columns.
+    """
     return (
-        row["method"] + (" (floor)" if row["role"] == "floor" else ""),
+        f"{row['method']}\n{row['verdict']}",
         f"{row['speedup']:.2f}x",
-        f"{row['density']:.3f}",
-        f"{row['overall_density']:.3f}",
+        f"{row['density']:.3f}\n({row['overall_density']:.3f})",
         "inf" if row["identical"] else f"{row['psnr']:.2f}{half_width(row, 'psnr')}",
         f"{row['ssim']:.4f}",
         f"{row['lpips']:.4f}" if isinstance(row["lpips"], float) else "n/a",
         "n/a" if row["flicker"] is None else f"{row['flicker'] * 1000:.2f}",
-        content_text(row["content"]),
-        row["verdict"],
+        "/".join(f"{share * 100:.0f}" for share in (row["content"] or {}).values()) or "-",
     )
 
 
 def half_width(row: dict[str, Any], metric: str) -> str:
-    """Return half of a metric's interval as " ±x"; nothing for one clip."""
+    """Return half of a metric's interval as a line "±x"; nothing for one clip."""
     interval = row["intervals"].get(metric)
     if interval is None or interval["low"] is None:
         return ""
-    return f" ±{(interval['high'] - interval['low']) / 2:.2f}"
+    return f"\n±{(interval['high'] - interval['low']) / 2:.2f}"
 
 
 def content_text(content: dict[str, float] | None) -> str:
@@ -79,15 +69,21 @@ def content_text(content: dict[str, float] | None) -> str:
 
 def table(document: dict[str, Any]) -> "Table":
     """Return the table the terminal shows."""
+    from rich import box
     from rich.table import Table
 
     count = len(document["scenes"])
-    made = Table(title=f"against dense, {count} clip{'s' if count > 1 else ''}")
-    for header in HEADERS:
-        text = header in _TEXT
-        made.add_column(header, justify="left" if text else "right", no_wrap=not text)
-    for row in document["rows"]:
-        made.add_row(*cells(row))
+    title = f"against dense, {count} clip{'s' if count > 1 else ''}"
+    made = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    rows = [cells(row) for row in document["rows"]]
+    shown = [i for i in range(len(HEADERS)) if any(row[i] not in ("n/a", "-") for row in rows)]
+    for i in shown:
+        left = HEADERS[i] == "method"
+        made.add_column(
+            HEADERS[i], justify="left" if left else "right", no_wrap=not left, overflow="fold"
+        )
+    for row in rows:
+        made.add_row(*(row[i] for i in shown), end_section=True)
     return made
 
 
