@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 import vidsparse
@@ -6,6 +8,7 @@ from vidsparse.errors import UsageError
 from vidsparse.fingerprint import differences, model_of
 from vidsparse.pipelines import testing
 from vidsparse.preset_parts import ModelId
+from vidsparse.request import SparseRequest
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,17 @@ def test_preset_of_another_model_is_refused_unless_forced(wan, tmp_path):
 def test_published_presets_refuse_the_tiny_model(wan):
     with pytest.raises(UsageError, match="num_layers is 40 in the preset and 2 here"):
         vidsparse.enable(wan.pipe, preset="svg-wan-t2v-720p")
+
+
+def test_command_line_request_can_be_forced(wan):
+    request = SparseRequest("x", None, preset="svg-wan-t2v-720p")
+    with pytest.raises(UsageError, match="--force"):
+        request.enable(wan.pipe)
+    replace(request, force=True).enable(wan.pipe).disable()
+
+
+def test_warm_up_of_a_request_keeps_nothing_dense(wan):
+    request = SparseRequest("x", None, preset="draft-wan-t2v-768p", force=True)
+    with request.enable(wan.pipe, all_sparse=True) as handle:
+        assert (handle.schedule.dense_steps, handle.schedule.dense_layers) == (0, 0)
+        assert handle.schedule.dense_above_sigma == 1

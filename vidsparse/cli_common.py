@@ -29,13 +29,14 @@ Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance s
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the initial noise.")]
 Fps = Annotated[float, typer.Option(min=1, max=240, help="Frames per second of the MP4.")]
 Density = Annotated[float | None, typer.Option(help="Share of query-key pairs to keep, in (0, 1].")]
-Preset = Annotated[str | None, typer.Option(help="Preset: a .json file or a bundled name.")]
+Preset = Annotated[str | None, typer.Option(help="Preset: a .toml or .json file, or a name.")]
 DenseSteps = Annotated[
     str | None, typer.Option(help="Steps that stay dense: a count (3) or a share (0.2).")
 ]
 DenseLayers = Annotated[
     str | None, typer.Option(help="Layers that stay dense: a count (1) or a share (0.05).")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Use a preset made for another model.")]
 Impl = Annotated[str, typer.Option(help="Kernel implementation, as in 'doctor'.")]
 Precision = Annotated[
     str | None, typer.Option(help="native, 8bit-sparse (sparse calls) or 8bit (dense calls too).")
@@ -50,6 +51,8 @@ def shared_request(
     dense_layers: str | None,
     impl: str,
     precision: str | None = None,
+    *,
+    force: bool = False,
 ) -> "SparseRequest":
     """Collect the options that hold for every method of a command."""
     from vidsparse.request import SparseRequest, check_precision, parse_count_or_share
@@ -63,6 +66,7 @@ def shared_request(
         dense_layers=parse_count_or_share(dense_layers, "--dense-layers"),
         impl=impl,
         precision=None if precision is None else check_precision(precision),
+        force=force,
     )
 
 

@@ -28,6 +28,7 @@ def compare(
     ] = None,
     density: common.Density = None,
     preset: common.Preset = None,
+    force: common.Force = False,
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
     impl: common.Impl = "auto",
@@ -91,22 +92,33 @@ def compare(
         if path is not None:
             check_file_name(path)
     floors.check_floor(floor)
-    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl, precision)
+    shared = common.shared_request(
+        density, preset, dense_steps, dense_layers, impl, precision, force=force
+    )
     requests = sparse_requests(method, shared)
+    _check_once([request.label for request in requests])
     shared.check_device(pick_device(device))
     scenes = read_scenes(prompt, prompts, seed, seeds)
     asked = Sampling(height, width, num_frames, steps, guidance)
     quiet = json == "-"
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=quiet)
     note_unknown_words(model, [scene.prompt for scene in scenes])
-    contenders = _contenders(pipe, requests)
+    everyone = _contenders(pipe, requests)
     other = floors.floor_contender(floor, model, pipe, device, quiet=quiet)
-    clips = clips_in(out, fps)
-    run = _Run(model, pipe, contenders, other, scenes, sampling, clips, fresh=fresh, quiet=quiet)
     meta = _meta(pipe, model, sampling, fps)
-    made = run.make(meta)
+    made = _make(
+        model,
+        everyone,
+        other,
+        scenes,
+        sampling,
+        clips_in(out, fps),
+        meta,
+        fresh=fresh,
+        quiet=quiet,
+    )
     if maps:
-        _record_maps(made, contenders, scenes[0], sampling, out, quiet=quiet)
+        _record_maps(made, everyone[1:], scenes[0], sampling, out, quiet=quiet)
     _deliver(made, meta, out, json, report)
 
 
@@ -138,60 +150,56 @@ def _prompts_in(file: Path) -> list[str]:
     return found
 
 
+def _check_once(labels: list[str]) -> None:
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--method {twice} is given twice; give each method once")
+
+
 def _contenders(pipe: Any, requests: "list[SparseRequest]") -> "list[Contender]":
     from vidsparse.compare import Contender
 
-    return [Contender(request.label, pipe, request) for request in requests]
+    sparse = [Contender(request.label, pipe, request) for request in requests]
+    return [Contender("dense", pipe), *sparse]
 
 
-class _Run:
-    """One comparison from the command line: what is made, with what progress."""
+def _make(
+    model: str,
+    everyone: "list[Contender]",
+    floor: "Contender | None",
+    scenes: "list[Scene]",
+    sampling: "Sampling",
+    clips: "FolderClips",
+    meta: dict[str, Any],
+    *,
+    fresh: bool,
+    quiet: bool,
+) -> "Comparison":
+    """Make what is missing, dense first; an interrupt says what is kept."""
+    from vidsparse.clips import Forgetful
+    from vidsparse.compare import Judges, compare
+    from vidsparse.quality import load_lpips
 
-    def __init__(
-        self,
-        model: str,
-        pipe: Any,
-        contenders: "list[Contender]",
-        floor: "Contender | None",
-        scenes: "list[Scene]",
-        sampling: "Sampling",
-        clips: "FolderClips",
-        *,
-        fresh: bool,
-        quiet: bool,
-    ) -> None:
-        self._model, self._pipe, self._quiet = model, pipe, quiet
-        self._contenders, self._floor, self._scenes = contenders, floor, scenes
-        self._sampling, self._clips, self._fresh = sampling, clips, fresh
-
-    def make(self, meta: dict[str, Any]) -> "Comparison":
-        """Make what is missing; an interrupt says what is kept."""
-        from vidsparse.clips import Forgetful
-        from vidsparse.compare import Contender, Judges, compare
-        from vidsparse.quality import load_lpips
-
-        alex, vgg = (load_lpips(self._pipe.device, net=net) for net in ("alex", "vgg"))
-        judge_content = _can_judge(self._model, self._scenes)
-        judges = Judges(alex, vgg, content=judge_content, device=self._pipe.device)
-        clips = Forgetful(self._clips) if self._fresh else self._clips
-        try:
-            with clip_progress(quiet=self._quiet) as tell:
-                return compare(
-                    Contender("dense", self._pipe),
-                    self._contenders,
-                    self._scenes,
-                    self._sampling,
-                    judges,
-                    floor=self._floor,
-                    clips=clips,
-                    settings=_settings(meta),
-                    on_progress=tell,
-                )
-        except KeyboardInterrupt:
-            common.note(
-                f"finished clips are kept in {self._clips.folder}; the same command goes on"
+    dense, contenders = everyone[0], everyone[1:]
+    device = dense.pipe.device
+    alex, vgg = (load_lpips(device, net=net) for net in ("alex", "vgg"))
+    judges = Judges(alex, vgg, content=_can_judge(model, scenes), device=device)
+    try:
+        with clip_progress(quiet=quiet) as tell:
+            return compare(
+                dense,
+                contenders,
+                scenes,
+                sampling,
+                judges,
+                floor=floor,
+                clips=Forgetful(clips) if fresh else clips,
+                settings=_settings(meta),
+                on_progress=tell,
             )
-            raise
+    except KeyboardInterrupt:
+        common.note(f"finished clips are kept in {clips.folder}; the same command goes on")
+        raise
 
 
 def _settings(meta: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ def generate(
     ] = None,
     density: common.Density = None,
     preset: common.Preset = None,
+    force: common.Force = False,
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
     impl: common.Impl = "auto",
@@ -47,7 +48,9 @@ def generate(
     from vidsparse.video import check_video_name, write_video
 
     check_video_name(out)
-    shared = common.shared_request(density, preset, dense_steps, dense_layers, impl, precision)
+    shared = common.shared_request(
+        density, preset, dense_steps, dense_layers, impl, precision, force=force
+    )
     request = _one_request(method, shared)
     shared.check_device(pick_device(device))
     asked = Sampling(height, width, num_frames, steps, guidance, negative_prompt)

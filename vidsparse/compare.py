@@ -171,11 +171,10 @@ def _warm_up(contender: Contender, prompt: str, sampling: Sampling) -> None:
         if contender.request is None:
             warm_up(contender.pipe, prompt, sampling, steps=1)
             return
-        handle = contender.request.enable(contender.pipe)
+        handle = contender.request.enable(contender.pipe, all_sparse=True)
         try:
-            # One more: methods that search or gather at their first step skip from the next on.
-            steps = contender.request.steps_to_reach_sparse() + 1
-            warm_up(contender.pipe, prompt, sampling, steps=steps)
+            # Two steps: methods that search or gather at their first one skip from the next on.
+            warm_up(contender.pipe, prompt, sampling, steps=2)
         finally:
             handle.disable()
 

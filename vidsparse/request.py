@@ -26,6 +26,7 @@ class SparseRequest:
         impl: kernel implementation.
         precision: see ``vidsparse.precision``.
         parameters: fields of the method.
+        force: use the preset although it is for another model.
     """
 
     label: str
@@ -37,6 +38,7 @@ class SparseRequest:
     impl: str = "auto"
     precision: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
+    force: bool = False
 
     def check(self) -> None:
         """Refuse what can be refused without a pipeline.
@@ -72,8 +74,15 @@ class SparseRequest:
             why = "; ".join(rows[self.impl].why_not)
             raise UsageError(f"impl {self.impl!r} cannot run on {device}: {why}")
 
-    def enable(self, pipe: Any, *, record_sites: bool = False) -> "Handle":
+    def enable(
+        self, pipe: Any, *, record_sites: bool = False, all_sparse: bool = False
+    ) -> "Handle":
         """Attach the method to a pipeline.
+
+        Args:
+            pipe: the pipeline.
+            record_sites: see ``vidsparse.enable``.
+            all_sparse: keep no step and layer dense, for warm-ups.
 
         Raises:
             UnsupportedPipelineError: no model family knows the pipeline.
@@ -86,17 +95,15 @@ class SparseRequest:
             self.method,
             density=self.density,
             preset=self.preset,
-            dense_steps=self.dense_steps,
-            dense_layers=self.dense_layers,
+            dense_steps=0 if all_sparse else self.dense_steps,
+            dense_layers=0 if all_sparse else self.dense_layers,
+            dense_above_sigma=1.0 if all_sparse else None,
             impl=self.impl,
             precision=self.precision,
             record_sites=record_sites,
             parameters=self.parameters or None,
+            force=self.force,
         )
-
-    def steps_to_reach_sparse(self) -> int:
-        """Return how many steps a warm-up needs until one is sparse; a share of one is none."""
-        return self.dense_steps + 1 if isinstance(self.dense_steps, int) else 1
 
 
 def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
@@ -104,7 +111,8 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
 
     Args:
         text: what the user typed; it becomes the label. ``density``, ``dense_steps``,
-            ``dense_layers`` and ``precision`` override the shared options, other keys are fields of the method.
+            ``dense_layers`` and ``precision`` override the shared options, other keys are fields
+            of the method.
         shared: options that hold for all methods of the command.
 
     Raises:
