@@ -1,9 +1,14 @@
+import importlib
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 
+from vidsparse.pipelines.attach import attachments_of
 from vidsparse.pipelines.testing import wan
 from vidsparse.video import read_video
 
@@ -41,3 +46,22 @@ def test_wrap_pipeline_writes_a_video(
     run("wrap_pipeline.py", monkeypatch, tmp_path / "model")
     assert read_video(tmp_path / "wrapped.mp4").shape == (33, 3, 128, 128)
     assert "density 0.4" in capsys.readouterr().out
+
+
+def test_diffusers_tests_wraps_every_pipeline_built_or_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    plugin = importlib.import_module("diffusers_tests")
+    before = diffusers.DiffusionPipeline.register_modules
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "register_modules", before)
+    plugin.pytest_configure(None)
+    first = wan()
+    expected = first.latents(steps=1)
+    first.pipe.save_pretrained(tmp_path)
+    loaded = replace(first, pipe=diffusers.WanPipeline.from_pretrained(tmp_path))
+    assert torch.equal(loaded.latents(steps=1), expected)
+    # Two pipelines with two branches and two layers, all dense.
+    assert [dict(h.summary().dense_calls) for h in plugin._handles] == [{"density 1": 4}] * 2
+    for tiny in (first, loaded):
+        assert attachments_of(tiny.pipe)
