@@ -307,3 +307,34 @@ def test_tangents_that_do_not_fit_are_refused():
     shared = random_block_mask(1, 1, 130, 300, block_q=64, block_kv=32, density=0.3, generator=g)
     with pytest.raises(ValueError, match="the mask leads with"):
         block_sparse_attention(q, k, v, shared, compensate=True, tangents=tangents)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("ragged", [False, True])
+def test_compensation_never_waits_for_the_device(gpu_generator, ragged):
+    q, k, v, mask = make_case((1, 2, 300, 300, 64, 64, 64, 0.3), torch.bfloat16, "cuda")
+    if ragged:
+        mask = random_ragged_mask(1, 2, 300, 300, q_blocks=5, kv_blocks=9, density=0.3,
+                                  generator=gpu_generator)  # fmt: skip
+    impls = [i for i in (Impl.TRITON, Impl.GLUON) if not unsupported_reasons(i, q, k, v, mask)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for impl in impls:
+            block_sparse_attention(q, k, v, mask, impl=impl, compensate=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert impls
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", [Impl.TRITON, Impl.GLUON])
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("block_kv", [64, 128])
+def test_real_lengths(impl, D, block_kv):
+    q, k, v, mask = make_case((1, 2, 4200, 20000, D, 128, block_kv, 0.2), torch.bfloat16, "cuda")
+    skip_if_unsupported(impl, q, k, v, mask)
+    first = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True)
+    assert_as_exact_as_eager(first, q, k, v, mask, compensate=True)
+    for _ in range(5):
+        again = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True)
+        assert torch.equal(again.out, first.out)
