@@ -71,8 +71,8 @@ def pooled_scores(
     heads = max(1, _ENTRIES // (M * k.shape[2]))
     q, k, centre = (x.flatten(0, 1) for x in (q, k, centre))
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for part in torch.arange(B * H).split(heads):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    for start in range(0, B * H, heads):
+        rows = slice(start, start + heads)
         pools = q[rows].float() * D**-0.5
         mass = torch.softmax(pools @ k[rows].float().mT + log_sizes, -1)
         means[0].append(group_means(mass, group).to(q.dtype))

@@ -201,6 +201,7 @@ class SparseAttention:
             self.recorder.record_dense(f"{self.method.name} asked for it", site)
             return dense(q, k, v)
         self.recorder.mark("plan")
+        natural = (q, k, v) if plan.anchor else None
         q, k, v = plan.in_order(q, k, v)
         self.recorder.mark("permute")
         attend = attend_in_order if self.precision is Precision.NATIVE else attend_8bit
@@ -214,7 +215,11 @@ class SparseAttention:
         self.recorder.mark("plan")
         out = restore_output(output, plan).out
         self.recorder.mark("permute")
-        return out
+        if natural is not None:
+            exact = dense(*natural)
+            self.method.compare(exact, out, plan, site, state)
+            return exact
+        return out if plan.correction is None else out + plan.correction
 
     def _attend_without_padding(
         self,

@@ -31,6 +31,9 @@ class AttentionPlan:
             order, the query at which compensation is exact; None for 0.
         tokens: q, k and v of this call in the plan's orders, where planning has moved them already;
             None leaves that to whoever runs the plan.
+        anchor: also attend densely; that is the call's result, and ``compare`` of the method sees
+            both outputs.
+        correction: (B, H, S, D) in natural order, added to the output; None for nothing.
         dense_reason: why the mask keeps every block, for plans that only want the kernel's LSE; the
             call then counts as dense for this reason. None for sparse plans.
         error_bound: 0-dim float32, the most that the outputs moved on average for what is skipped,
@@ -46,6 +49,8 @@ class AttentionPlan:
     compensate: bool = False
     tangents: Tensor | None = None
     tokens: tuple[Tensor, Tensor, Tensor] | None = None
+    anchor: bool = False
+    correction: Tensor | None = None
     dense_reason: str | None = None
     error_bound: Tensor | None = None
 

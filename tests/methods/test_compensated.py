@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vidsparse.attention import run_plan
+from vidsparse.attention import SparseAttention, run_plan
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.layout import VideoLayout
@@ -15,6 +15,7 @@ from vidsparse.methods.block_error import (
 from vidsparse.methods.compensated import Compensated
 from vidsparse.methods.windows import choose_frames
 from vidsparse.profiling.synthetic import video_qkv
+from vidsparse.schedule import DenseSchedule
 
 CPU = torch.device("cpu")
 SMALL = (16, 8)
@@ -221,6 +222,7 @@ def test_blocks_suit_the_kernels_and_are_about_as_deep_as_wide(layout, block, fr
         {"frames": 0},
         {"blocks": (0, 8)},
         {"compensate": "yes"},
+        {"anchor_every": -1},
     ],
 )
 def test_impossible_parameters_are_refused(wrong):
@@ -239,3 +241,40 @@ def test_search_space_names_parameters():
     for name, choices in Compensated().search_space().items():
         for value in choices.values:
             Compensated(**{name: value})
+
+
+def anchored_calls(cases, steps, **parameters):
+    """Outputs and exact outputs of calls whose tokens drift a little from step to step."""
+    layout = VideoLayout(8, 12, 16)
+    start = video_qkv(layout, 1, 2, 32, CPU, torch.float32)
+    drift = cases.qkv(20, 1, 2, layout.num_tokens, 32)
+    attention = SparseAttention(
+        Compensated(0.15, blocks=(32, 16), **parameters), DenseSchedule(dense_steps=0)
+    )
+    results = []
+    for step in steps:
+        q, k, v = (x + 0.01 * step * y for x, y in zip(start, drift, strict=True))
+        out = attention(q, k, v, layout=layout, site=cases.site(step=step))
+        exact = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        results.append(float((out - exact).norm() / exact.norm()))
+    return results, attention
+
+
+def test_anchors_are_dense_and_lower_the_error_of_the_steps_after(cases):
+    steps = [0, 1, 2, 3, 4, 5]
+    plain, _ = anchored_calls(cases, steps)
+    errors, attention = anchored_calls(cases, steps, anchor_every=3)
+    assert errors[0] < 1e-6
+    assert errors[3] < 1e-6
+    for step in (1, 2, 4, 5):
+        assert errors[step] < 0.3 * plain[step]
+    assert errors[1] < errors[2]
+    assert attention.recorder.dense["anchor"] == 2
+    assert attention.state_bytes() >= 8 * 12 * 16 * 2 * 32
+
+
+def test_skipped_steps_do_not_confuse_anchors(cases):
+    errors, _ = anchored_calls(cases, [0, 2, 7], anchor_every=4)
+    assert errors[0] < 1e-6
+    assert errors[1] > 1e-6
+    assert errors[2] < 1e-6

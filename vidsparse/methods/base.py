@@ -122,6 +122,11 @@ class SparseMethod(ABC):
     ) -> None:
         """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
 
+    def compare(  # noqa: B027 - optional: only plans with ``anchor`` ask for it
+        self, exact: Tensor, out: Tensor, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Learn from a call's dense output beside the planned one, (B, H, S, D), natural order."""
+
     def state_bytes(self, state: Any) -> int:
         """Return the bytes of device and host memory that a state holds between calls."""
         return tensor_bytes(state)

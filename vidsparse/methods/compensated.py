@@ -9,6 +9,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.kernels.launch import block_sizes
 from vidsparse.layout import VideoLayout
+from vidsparse.methods.anchors import Anchor
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.block_error import (
     block_moments,
@@ -32,8 +33,8 @@ class Compensated(SparseMethod):
     Blocks are compact pieces of space and time, in which keys and values vary least. A few pooled
     queries per block attend to the mean keys; the mass that they find, times how far logits and
     values vary within a key block, ranks the block pairs. Skipped blocks count through means that
-    are exact at the mean of the queries that skip them (``tangents``). It keeps no state: step
-    caches, few-step models and any form of guidance suit it.
+    are exact at the mean of the queries that skip them (``tangents``). Without anchors it keeps no
+    state: step caches, few-step models and any form of guidance suit it.
 
     Attributes:
         density: kept share of query-key pairs, text and own blocks included, in (0, 1]; the
@@ -46,6 +47,9 @@ class Compensated(SparseMethod):
         frames: frames that a block reaches over; None makes blocks about as deep as wide.
         blocks: (query, key) tokens per block; None asks the kernels. Finer key blocks compensate
             better and cost more.
+        anchor_every: 0 keeps no state. n attends densely as well at every n-th step, a dense call,
+            keeps what compensation got wrong and adds it to the steps between, which keep the same
+            blocks. A state holds one byte per channel and token, for each layer and branch.
         first_frame: always keep the keys of the first frame.
         compensate: let skipped blocks count through their means.
 
@@ -63,6 +67,7 @@ class Compensated(SparseMethod):
     tangents: bool = True
     frames: int | None = None
     blocks: tuple[int, int] | None = None
+    anchor_every: int = 0
     first_frame: bool = False
     compensate: bool = field(default=True, kw_only=True)
 
@@ -73,10 +78,16 @@ class Compensated(SparseMethod):
         if self.rank not in ("error", "mass"):
             raise UsageError(f"rank={self.rank!r} is unknown; use 'error' or 'mass'")
         Budget(self.budget, self.density, self.p)
+        if self.anchor_every < 0:
+            raise UsageError(f"anchor_every={self.anchor_every} must be at least 0, which is never")
         if self.frames is not None and self.frames < 1:
             raise UsageError(f"frames={self.frames} must be at least 1, or None")
         if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
             raise UsageError(f"blocks={self.blocks} must be (query, key) tokens, each at least 1")
+
+    def init_state(self) -> Anchor | None:
+        """Return an anchor that was never set, or None."""
+        return Anchor() if self.anchor_every else None
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
@@ -87,6 +98,26 @@ class Compensated(SparseMethod):
         geometry = self.geometry(layout, q.device, q.shape[3])
         if self.budget != "top_p":
             geometry.check(self.density)
+        if state is None:
+            return self._fresh_plan(q, k, v, geometry)
+        if not state.serves(site.step, self.anchor_every):
+            plan = self._fresh_plan(q, k, v, geometry)
+            return replace(plan, anchor=True, dense_reason="anchor")
+        order = None if geometry.q.order is None else geometry.q.order.view(1, 1, -1)
+        correction = state.correction(q.dtype)
+        return AttentionPlan(
+            state.mask, order, order, tangents=state.tangents, correction=correction
+        )
+
+    def compare(
+        self, exact: Tensor, out: Tensor, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Keep what compensation got wrong."""
+        state.keep(site.step, plan, exact, out)
+
+    def _fresh_plan(
+        self, q: Tensor, k: Tensor, v: Tensor, geometry: BlockGeometry
+    ) -> AttentionPlan:
         moments = block_moments(q, k, v, geometry)
         mass, error = estimated_scores(moments, geometry)
         kept = self._select(mass if self.rank == "mass" or error is None else error, geometry)
