@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vidsparse.cli import app
+from vidsparse.config import SparseConfig
+from vidsparse.errors import UsageError
+from vidsparse.pipelines import testing
+from vidsparse.tuning.prompts import GENERAL, scenes_for
+
+SIZE = ("--height", "192", "--width", "192", "--num-frames", "9", "--steps", "4")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    testing.wan(head_dim=16, layers=1).pipe.save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: object) -> str:
+    words = ["tune", "--device", "cpu", "--dtype", "float32", *map(str, arguments)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say what quality is needed"),
+        (("--min-psnr", 28, "--method", "svgg"), r"unknown method 'svgg'; did you mean 'svg'\?"),
+        (("--min-psnr", 28, "--clips", 0), "give at least 1 of each"),
+        (("--min-psnr", 28, "--floor", "x"), "unknown --floor 'x'"),
+        (("--min-psnr", 28, "--prompts", "/nowhere/p.txt"), "cannot read the prompts in"),
+        (("--min-psnr", 28, "--model", "nope"), "unknown model 'nope'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_loaded(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        run(*arguments)
+
+
+def test_empty_or_short_prompt_files_are_refused(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n  \n")
+    with pytest.raises(UsageError, match="holds no prompt; write one per line"):
+        scenes_for("x", file, tuning=1, held_out=1)
+    file.write_text("a cat\na dog\na cat\n")
+    with pytest.raises(UsageError, match="2 different prompts, but 2 to tune on and 1 held out"):
+        scenes_for("x", file, tuning=2, held_out=1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "someone/model"])
+def test_held_out_scenes_share_no_prompt_and_no_seed(name):
+    tuning, held_out = scenes_for(name, None, tuning=3, held_out=6, seed=5)
+    assert (len(tuning), len(held_out)) == (3, 6)
+    everything = (*tuning, *held_out)
+    assert len({scene.prompt for scene in everything}) == 9
+    assert [scene.seed for scene in everything] == list(range(5, 14))
+
+
+def test_general_prompts_differ():
+    assert len(set(GENERAL)) == len(GENERAL) >= 10
+
+
+def test_dry_run_predicts_and_writes_nothing(model, tmp_path):
+    out = tmp_path / "tune"
+    found = json.loads(
+        run("--model", model, *SIZE, "--min-psnr", 28, "--dry-run", "--json", "--out", out)
+    )
+    assert 0 < found["least"] < found["most"]
+    assert found["least_seconds"] == pytest.approx(found["least"] * found["dense_seconds"])
+    assert not out.exists()
+
+
+def test_tune_writes_a_preset_for_this_model(model, tmp_path):
+    out = tmp_path / "tune"
+    common = ("--model", model, *SIZE, "--clips", 1, "--held-out", 1, "--method", "draft")
+    options = (*common, "--no-caches", "--floor", "none", "--out", out, "--json")
+    first = json.loads(run("--min-psnr", 30, *options))
+    assert first["target"] == "PSNR >= 30 dB"
+    preset = SparseConfig.load(out / "preset.toml")
+    assert preset.model.transformers["transformer"]["num_layers"] == 1
+    # Random weights on a CPU: either answer is right, as long as it says what was measured.
+    if preset.method == "dense":
+        assert "don't sparsify" in first["verdict"]
+    else:
+        assert preset.status == "measured"
+        assert preset.measured.psnr >= 30
+        assert preset.measured.speedup > 1
+    again = json.loads(run("--min-psnr", 30, *options))
+    assert again["generations"] == 0
+    assert again["outcomes"] == first["outcomes"]
+    with pytest.raises(UsageError, match="holds a search with another target"):
+        run("--min-psnr", 31, *options)
