@@ -270,6 +270,7 @@ BAD = {
     "negative seed": (("compare", "--seed", "-1"), "--seed"),
     "missing preset": (("compare", "--preset", "none.json"), "no preset file"),
     "no clips": (("compare", "--seeds", "0"), "at least 1"),
+    "method twice": (("compare", "--method", "svg", "--method", "svg"), "given twice"),
     "unknown floor": (("compare", "--floor", "low"), "choose one of auto, precision, backend"),
     "no prompts file": (("compare", "--prompts", "none.txt"), "cannot read prompts"),
     "empty prompts file": (("compare", "--prompts", "file"), "holds no prompt"),
