@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from vidsparse.cli_compare import read_scenes
 from vidsparse.cli_progress import TimeLeft, clip_progress, duration_left
 from vidsparse.clips import Scene
 from vidsparse.compare import Progress
 from vidsparse.errors import UsageError
+from vidsparse.prompts import read_scenes
 
 
 def test_time_left_leaves_the_warm_up_out() -> None:
@@ -44,11 +44,10 @@ def test_prompts_come_from_a_file_with_every_seed(tmp_path: Path) -> None:
     assert read_scenes(["a fox"], file, 5, 2) == [
         Scene(prompt, seed) for prompt in ("a fox", "a cat", "a dog") for seed in (5, 6)
     ]
-    assert len(read_scenes(None, None, 0, 1)) == 1
 
 
 @pytest.mark.parametrize("data", [b"", b"# nothing\n", b"\xff\xfe\x00"])
 def test_files_without_prompts_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "prompts.txt").write_bytes(data)
     with pytest.raises(UsageError, match=r"holds no prompt|cannot read prompts"):
-        read_scenes(None, tmp_path / "prompts.txt", 0, 1)
+        read_scenes([], tmp_path / "prompts.txt", 0, 1)

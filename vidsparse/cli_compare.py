@@ -84,6 +84,7 @@ def compare(
     from vidsparse import floors
     from vidsparse.generate import Sampling
     from vidsparse.loading import pick_device
+    from vidsparse.prompts import read_scenes
     from vidsparse.report import clips_in
     from vidsparse.video import check_file_name
 
@@ -98,7 +99,7 @@ def compare(
     requests = sparse_requests(method, shared)
     _check_once([request.label for request in requests])
     shared.check_device(pick_device(device))
-    scenes = read_scenes(prompt, prompts, seed, seeds)
+    scenes = read_scenes(prompt or [DEFAULT_PROMPT] * (prompts is None), prompts, seed, seeds)
     asked = Sampling(height, width, num_frames, steps, guidance)
     quiet = json == "-"
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=quiet)
@@ -120,34 +121,6 @@ def compare(
     if maps:
         _record_maps(made, everyone[1:], scenes[0], sampling, out, quiet=quiet)
     _deliver(made, meta, out, json, report)
-
-
-def read_scenes(
-    prompts: list[str] | None, file: Path | None, seed: int, seeds: int
-) -> "list[Scene]":
-    """Return every prompt with every seed, the seeds of a prompt together.
-
-    Raises:
-        UsageError: there are no seeds, or the file cannot be read or holds no prompt.
-    """
-    from vidsparse.clips import Scene
-
-    if seeds < 1:
-        raise UsageError(f"--seeds {seeds} must be at least 1")
-    given = [*(prompts or []), *([] if file is None else _prompts_in(file))]
-    unique = dict.fromkeys(given or [DEFAULT_PROMPT])
-    return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
-
-
-def _prompts_in(file: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read prompts from {file}: {error}") from error
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise UsageError(f"{file} holds no prompt; write one a line")
-    return found
 
 
 def _check_once(labels: list[str]) -> None:

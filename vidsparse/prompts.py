@@ -1,0 +1,35 @@
+"""Which clips to generate: prompts, given or from a file, times seeds."""
+
+from pathlib import Path
+
+from vidsparse.clips import Scene
+from vidsparse.errors import UsageError
+
+
+def read_scenes(prompts: list[str], file: Path | None, seed: int, seeds: int) -> list[Scene]:
+    """Return every prompt with every seed, the seeds of a prompt together.
+
+    Args:
+        prompts: given one by one; they come first.
+        file: more of them, one a line; # starts a comment.
+        seed: the first one.
+        seeds: per prompt.
+
+    Raises:
+        UsageError: there are no seeds, or the file cannot be read or holds no prompt.
+    """
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds} must be at least 1")
+    unique = dict.fromkeys([*prompts, *([] if file is None else _prompts_in(file))])
+    return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
+
+
+def _prompts_in(file: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read prompts from {file}: {error}") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise UsageError(f"{file} holds no prompt; write one a line")
+    return found
