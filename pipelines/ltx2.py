@@ -25,6 +25,7 @@ class LTX2Family(ModelFamily):
             "LTX2ImageToVideoPipeline",
             "LTX2ConditionPipeline",
             "LTX2InContextPipeline",
+            "LTX2HDRPipeline",
         )
     }
     arguments = (

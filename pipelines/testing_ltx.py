@@ -6,6 +6,7 @@ import diffusers
 import torch
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.pipeline_ltx2_hdr_lora import LTX2HDRReferenceCondition
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 
 from vidsparse.pipelines.testing import ltx_transformer, ltx_vae
@@ -42,8 +43,8 @@ def ltx2(*, kind: str = "", guided: bool = True) -> TinyPipeline:
     """Build LTX-2 with heads for gating and perturbation.
 
     Args:
-        kind: "", "ImageToVideo", "Condition" (a key frame) or "InContext" (a reference video), as
-            in the pipeline's name.
+        kind: "", "ImageToVideo", "Condition" (a key frame), "InContext" or "HDR" (a reference
+            video), as in the pipeline's name.
         guided: also by spatio-temporal and modality guidance, a forward each.
     """
     torch.manual_seed(0)
@@ -71,6 +72,9 @@ def ltx2(*, kind: str = "", guided: bool = True) -> TinyPipeline:
     if not guided:
         inputs |= dict.fromkeys(("stg_scale", "audio_stg_scale"), 0.0)
         inputs |= dict.fromkeys(("modality_scale", "audio_modality_scale"), 1.0)
+    if kind == "HDR":
+        inputs = {name: value for name, value in inputs.items() if "audio" not in name}
+        inputs["reference_conditions"] = LTX2HDRReferenceCondition(frames=[picture()])
     # Without the compression that models the codec: it needs another package.
     if kind == "ImageToVideo":
         inputs |= {"image": picture(), "image_crf": 0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from vidsparse.pipelines import testing
+from vidsparse.pipelines import testing, testing_hunyuan
 from vidsparse.pipelines.attach import attach
 
 
@@ -43,6 +43,20 @@ def test_repeated_blocks_are_one_graph_for_all_layers_and_steps(spy: Any) -> Non
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     assert [(s.step, s.layer) for s in spy.sites] == [(s, i) for s in range(4) for i in range(12)]
+
+
+def test_replaced_processor_body_is_one_graph_too(spy: Any) -> None:
+    tiny = testing_hunyuan.hunyuan_video15()
+    expected = tiny.latents(steps=1)
+    attachment = attach(tiny.pipe, spy)
+    tiny.pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    # Two prompts of one length, and the text refiner's block, which is compiled too.
+    with torch._dynamo.config.patch(recompile_limit=4):
+        found = tiny.latents(steps=1)
+    attachment.detach()
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+    assert not counters["graph_break"]
+    assert [(s.branch, s.layer) for s in spy.sites] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_enabling_after_compilation_works_too(spy: Any) -> None:

@@ -11,7 +11,7 @@ from vidsparse.pipelines.attach import attach
 from vidsparse.pipelines.ltx2 import LTX2Family
 
 # A key frame or a reference frame has 256 tokens of its own.
-BUILD = {"": 0, "ImageToVideo": 0, "Condition": 256, "InContext": 256}
+BUILD = {"": 0, "ImageToVideo": 0, "Condition": 256, "InContext": 256, "HDR": 256}
 
 
 @pytest.mark.parametrize("kind", BUILD)

@@ -8,6 +8,7 @@ import torch
 from vidsparse.layout import VideoLayout
 from vidsparse.pipelines import testing, testing_wan
 from vidsparse.pipelines.attach import attach
+from vidsparse.pipelines.testing_parts import picture
 
 BUILD = {
     "text": testing.wan,
@@ -110,6 +111,14 @@ def test_skipped_first_steps_count_from_zero(spy: Any) -> None:
     attachment.detach()
     assert spy.places == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)]
     assert {s.num_steps for s in spy.sites} == {2}
+
+
+def test_reference_images_are_frames_in_front(spy: Any) -> None:
+    tiny = testing.wan_vace()
+    attachment = attach(tiny.pipe, spy)
+    tiny.latents(steps=1, changes={"reference_images": [picture()] * 2})
+    attachment.detach()
+    assert spy.layouts[0] == VideoLayout(3 + 2, 2, 2)
 
 
 def test_control_blocks_are_layers_too(spy: Any) -> None:
