@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidsparse import cli_common as common
-from vidsparse.cli_compare import read_scenes
-from vidsparse.cli_generate import load_for_sampling, note_unknown_words
+from vidsparse.cli_generate import DEFAULT_PROMPT, load_for_sampling, note_unknown_words
 from vidsparse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def calibrate(
     from vidsparse import calibrate as calibration
     from vidsparse.generate import Sampling
     from vidsparse.preset_files import SUFFIXES
+    from vidsparse.prompts import read_scenes
     from vidsparse.request import parse_count_or_share
     from vidsparse.video import check_file_name
 
@@ -59,7 +59,7 @@ def calibrate(
     dense = parse_count_or_share(dense_steps, "--dense-steps")
     dense = 0.2 if dense is None else dense
     lite = _lite(method)
-    scenes = read_scenes(prompt, prompts, seed, seeds)
+    scenes = read_scenes(prompt or [DEFAULT_PROMPT] * (prompts is None), prompts, seed, seeds)
     asked = Sampling(height, width, num_frames, steps, guidance)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
     note_unknown_words(model, [scene.prompt for scene in scenes])

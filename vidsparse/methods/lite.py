@@ -2,19 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.tile_drop import drop_light_tiles, tile_weights
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, build_method, register
-from vidsparse.methods.blocks import strip_geometry
 from vidsparse.methods.budget import Budget
+from vidsparse.methods.lite_start import Order, all_tiles, seeded_tiles
 from vidsparse.methods.lite_state import LiteState, Tiles
 from vidsparse.methods.lite_thresholds import (
     Criterion,
@@ -22,9 +20,13 @@ from vidsparse.methods.lite_thresholds import (
     check_criterion,
     check_threshold,
 )
-from vidsparse.methods.lite_weights import RUNNING, group_lse, largest_drift, spread_lse, weigh
-from vidsparse.methods.mask_bits import pack_bits
-from vidsparse.methods.windows import choose_strips
+from vidsparse.methods.lite_weights import (
+    RUNNING,
+    group_lse,
+    largest_drift,
+    spread_lse,
+    tile_scales,
+)
 from vidsparse.plan import AttentionPlan, CallSite
 
 
@@ -80,7 +82,7 @@ class Lite(SparseMethod):
     refresh_every: int | None = None
     seed: str | None = None
     seed_density: float = 0.5
-    order: Literal["raster", "compact"] = "raster"
+    order: Order = "raster"
     frames: int = 1
     blocks: tuple[int, int] | None = None
 
@@ -99,8 +101,10 @@ class Lite(SparseMethod):
             )
         if self.frames < 1 or (self.frames > 1 and self.order == "raster"):
             raise UsageError(f"frames={self.frames} must be at least 1; above 1, order='compact'")
-        if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
-            raise UsageError(f"blocks={self.blocks} must be two sizes of at least 1 token")
+        if self.blocks is not None:
+            object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON gives lists
+            if len(self.blocks) != 2 or min(self.blocks) < 1:
+                raise UsageError(f"blocks={self.blocks} must be two sizes of at least 1 token")
         if not 0 < self.seed_density <= 1:
             raise UsageError(f"seed_density={self.seed_density} must lie in (0, 1]")
         if self.seed is not None:
@@ -142,11 +146,7 @@ class Lite(SparseMethod):
         if tiles.settled:
             return
         if output.block_stats is not None:
-            drift = None
-            if plan.stats_lse is not None and output.lse is not None:
-                drift = largest_drift(plan.stats_lse, output.lse, tiles.blocks[0])
-            weight, held = weigh(self.criterion, output.block_stats, tiles.geometry(), drift)
-            tiles.drop(self._light(weight, tiles, site), held)
+            self._drop(output.block_stats, output.lse, plan, tiles, site)
             tiles.settled = self.instead_of_density() is None
         if self.criterion == "previous_mass" and output.lse is not None:
             tiles.lse = None if tiles.settled else group_lse(output.lse)
@@ -207,36 +207,17 @@ class Lite(SparseMethod):
     def _first_tiles(
         self, q: Tensor, layout: VideoLayout, site: CallSite, seeded: AttentionPlan | None
     ) -> Tiles:
-        """Keep every tile, or what the seed keeps."""
         if seeded is None:
-            blocks, order = self._cut(q, layout)
-            orders = (order, order)
+            tiles = all_tiles(
+                q, layout, site.step, blocks=self.blocks, order=self.order, frames=self.frames
+            )
         else:
-            blocks = _equal_blocks(seeded.mask, self.seed)
-            orders = (seeded.q_order, seeded.kv_order)
-        nothing = torch.empty(0, device=q.device)
-        full = seeded is None
-        tiles = Tiles(layout, site.step, blocks, *orders, nothing, full, skipped=nothing)
-        geometry = tiles.geometry()
+            tiles = seeded_tiles(q, layout, site.step, seeded, str(self.seed))
         if isinstance(self.thresholds, ThresholdTable):
-            self.thresholds.check_blocks(blocks)
+            self.thresholds.check_blocks(tiles.blocks)
         elif self.threshold is None:
-            geometry.check(self.density)
-        shape = (*q.shape[:2], *geometry.forced.shape)
-        kept = geometry.forced if seeded is None else seeded.mask.to_dense() | geometry.forced
-        kept = torch.ones_like(kept) if seeded is None else kept
-        tiles.bits = pack_bits(kept.expand(shape))
-        tiles.skipped = torch.zeros(shape[:3], device=q.device)
+            tiles.geometry().check(self.density)
         return tiles
-
-    def _cut(self, q: Tensor, layout: VideoLayout) -> tuple[tuple[int, int], Tensor | None]:
-        blocks = self.blocks or block_sizes(q.device, q.shape[3])
-        if self.order == "raster":
-            return blocks, None
-        room, frames = min(blocks), min(self.frames, layout.frames)
-        strips = choose_strips(layout.grid, room, frames=frames)
-        order = strip_geometry(layout, strips, room, q.device, frames=frames).q.order
-        return (room, room), None if order is None else order.view(1, 1, -1)
 
     def _plan(self, tiles: Tiles) -> AttentionPlan:
         running, lse = None, None
@@ -257,21 +238,23 @@ class Lite(SparseMethod):
         # Nobody weighed what the seed left out; means in place of tiles change the sums.
         return self.seed is not None or self.compensate
 
-    def _light(self, weight: Tensor, tiles: Tiles, site: CallSite) -> Tensor:
-        """Say which tiles go: (B, H, Nq, Nkv) bool. A weight that is NaN stays."""
+    def _drop(
+        self, stats: Tensor, lse: Tensor | None, plan: AttentionPlan, tiles: Tiles, site: CallSite
+    ) -> None:
+        geometry, drift = tiles.geometry(), None
+        if plan.stats_lse is not None and lse is not None:
+            drift = largest_drift(plan.stats_lse, lse, tiles.blocks[0])
+        scales = tile_scales(self.criterion, stats, geometry, drift)
+        threshold = self._threshold(site)
+        if threshold is not None:
+            tiles.take(*drop_light_tiles(tiles.bits, stats, geometry.forced, threshold, scales))
+            return
+        weight, held = tile_weights(stats, scales)
+        sizes, floor = (geometry.q.sizes, geometry.kv.sizes), not geometry.covers_rows
+        kept = Budget("flat", self.density).select(weight, geometry.forced, *sizes, floor=floor)
+        tiles.drop(~kept, held)
+
+    def _threshold(self, site: CallSite) -> float | None:
         if isinstance(self.thresholds, ThresholdTable):
-            return weight <= self.thresholds.of(site)
-        if self.threshold is not None:
-            return weight <= self.threshold
-        geometry = tiles.geometry()
-        budget = Budget("flat", self.density)
-        sizes = geometry.q.sizes, geometry.kv.sizes
-        return ~budget.select(weight, geometry.forced, *sizes, floor=not geometry.covers_rows)
-
-
-def _equal_blocks(mask: BlockMask | RaggedBlockMask, seed: str | None) -> tuple[int, int]:
-    if isinstance(mask, BlockMask):
-        return mask.block_q, mask.block_kv
-    raise UsageError(
-        f"seed={seed!r} keeps blocks of unequal size here, and tiles are equal; use draft or adaspa"
-    )
+            return self.thresholds.of(site)
+        return self.threshold
