@@ -85,7 +85,7 @@ class TimedCalls:
     def _call(
         self, step: int, state: Any, clock: Clock
     ) -> tuple[AttentionPlan | None, AttentionOutput | None]:
-        from vidsparse.attention import restore_output
+        from vidsparse.attention import dense_attention, restore_output
 
         site = CallSite("transformer", 1, 2, step, NUM_STEPS, 1 - step / NUM_STEPS, 0, 0)
         plan = self._method.decide(*self._qkv, self._case.layout, site, state)
@@ -106,7 +106,13 @@ class TimedCalls:
         self._method.observe(output, plan, site, state)
         clock.mark("observe")
         restored = restore_output(output, plan)
+        if plan.correction is not None:
+            _ = restored.out + plan.correction
         clock.mark("restore")
+        if plan.anchor:
+            exact = dense_attention(*self._qkv)
+            self._method.compare(exact, restored.out, plan, site, state)
+            clock.mark("observe")
         return plan, restored
 
 

@@ -278,3 +278,10 @@ def test_skipped_steps_do_not_confuse_anchors(cases):
     assert errors[0] < 1e-6
     assert errors[1] > 1e-6
     assert errors[2] < 1e-6
+
+
+def test_anchors_are_a_phase_of_a_run():
+    assert Compensated().phases(20, 4) == ()
+    anchor, between = Compensated(anchor_every=6).phases(20, 4)
+    assert anchor.steps == (4, 10, 16)
+    assert sorted((*anchor.steps, *between.steps)) == list(range(4, 20))

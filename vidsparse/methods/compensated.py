@@ -10,7 +10,7 @@ from vidsparse.errors import UsageError
 from vidsparse.kernels.launch import block_sizes
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.anchors import Anchor
-from vidsparse.methods.base import SearchRange, SparseMethod, register
+from vidsparse.methods.base import Phase, SearchRange, SparseMethod, register
 from vidsparse.methods.block_error import (
     block_moments,
     estimated_scores,
@@ -114,6 +114,14 @@ class Compensated(SparseMethod):
     ) -> None:
         """Keep what compensation got wrong."""
         state.keep(site.step, plan, exact, out)
+
+    def phases(self, num_steps: int, first_step: int) -> tuple[Phase, ...]:
+        """Tell steps with an anchor from those between."""
+        if not self.anchor_every:
+            return ()
+        anchors = tuple(range(first_step, num_steps, self.anchor_every))
+        between = tuple(step for step in range(first_step, num_steps) if step not in anchors)
+        return Phase("anchor", anchors, searches=True), Phase("between", between)
 
     def _fresh_plan(
         self, q: Tensor, k: Tensor, v: Tensor, geometry: BlockGeometry

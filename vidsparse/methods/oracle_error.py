@@ -137,8 +137,9 @@ def _row_errors(
 
 def _in_blocks(x: Tensor, block: int) -> Tensor:
     """Cut (G, S, D) into (G, N, block, D), the last block filled up with zeros."""
-    x = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % block))
-    return x.unflatten(1, (-1, block))
+    blocks = -(-x.shape[1] // block)
+    x = torch.nn.functional.pad(x, (0, 0, 0, blocks * block - x.shape[1]))
+    return x.view(x.shape[0], blocks, block, x.shape[2])
 
 
 def _query_means(q: Tensor, geometry: BlockGeometry) -> Tensor:

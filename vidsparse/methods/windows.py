@@ -80,7 +80,7 @@ def choose_frames(frames: int, block: int) -> int:
         frames: F, frames of the grid.
         block: tokens of a block.
     """
-    return max(1, min(frames, round(block ** (1 / 3))))
+    return max(1, min(frames, round(math.cbrt(block))))
 
 
 def tile_count(grid: tuple[int, int, int], tile: tuple[int, int, int]) -> int:
