@@ -143,10 +143,11 @@ def _run(
     from vidsparse.profiling.environment import device_name
     from vidsparse.tuning.journal import Journal
     from vidsparse.tuning.report import finish
-    from vidsparse.tuning.tune import Search, TuneSettings
+    from vidsparse.tuning.settings import CACHES, TuneSettings
+    from vidsparse.tuning.tune import Search
 
     say: Callable[[str], None] = (lambda line: None) if quiet else typer.echo
-    caches = ("first_block", "taylorseer") if request.caches else ()
+    caches = CACHES if request.caches else ()
     settings = TuneSettings(
         request.target,
         request.tuning,

@@ -54,6 +54,15 @@ class Band(Section):
         """Return the mean density over the layers."""
         return sum(self.layers) / len(self.layers) if self.layers else float(self.density or 1.0)
 
+    def scaled(self, factor: float) -> "Band":
+        """Return the band with its densities multiplied, at most 1."""
+        if self.layers is None:
+            return Band(above_sigma=self.above_sigma, density=min(1.0, self.mean() * factor))
+        return Band(
+            above_sigma=self.above_sigma,
+            layers=[round(min(1.0, density * factor), 4) for density in self.layers],
+        )
+
 
 class StepCache(Section):
     """One of diffusers' caches, which skip work of steps that hardly differ.

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 from vidsparse.config import SparseConfig
+from vidsparse.plan import CallSite
+from vidsparse.tuning.errors import OutputError
 from vidsparse.tuning.lab import CHECKS, Trial, never
 from vidsparse.tuning.speed import step_densities
 from vidsparse.tuning.target import Scores
-from vidsparse.tuning.tune import Search
 
 STEPS = 20
 # A schedule with shift 4.
@@ -53,7 +54,19 @@ class FakeLab:
         return DENSE_SECONDS
 
     def observe(self, attention, scene) -> None:
-        raise AssertionError("the fake search has its statistics")
+        self.log.append("observed")
+        (looker,) = attention.lookers
+        looker.found += [
+            OutputError(variant.label, density, layer, step, SIGMAS[step], error)
+            for variant in looker.variants
+            for density in looker.densities
+            for layer in range(LAYERS)
+            for step in (5, 15)
+            for error in (ERRORS[variant.method] * (layer + 1) / density,)
+        ]
+        for step, sigma in enumerate(SIGMAS):
+            site = CallSite("transformer", 0, LAYERS, step, STEPS, sigma, 0, 0)
+            attention.recorder.record_dense("observed", site)
 
     def floor(self, scene) -> Scores:
         return Scores(45.0, 0.999)
@@ -88,19 +101,3 @@ class FakeLab:
         if config.cache is not None:
             psnr = min(psnr, self.cache_psnr)
         return psnr
-
-
-class FakeSearch(Search):
-    """A search whose statistics are given."""
-
-    def _observed(self, looker, look_at):
-        rows = [
-            [variant.label, density, layer, step, SIGMAS[step], error]
-            for variant in looker.variants
-            for density in looker.densities
-            for layer in range(LAYERS)
-            for step in (5, 15)
-            for error in (ERRORS[variant.method] * (layer + 1) / density,)
-        ]
-        self.lab.log.append("observed")
-        return {"rows": rows, "skipped": {}, "sigmas": SIGMAS, "branches": 2, "tokens": 1000}

@@ -13,8 +13,9 @@ from vidsparse.tuning.candidates import Variant
 from vidsparse.tuning.errors import PlanErrors, mean_errors
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.lab import PipelineLab, Trial
+from vidsparse.tuning.settings import TuneSettings
 from vidsparse.tuning.target import Target
-from vidsparse.tuning.tune import Search, TuneSettings
+from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import Validator, choose
 
 # 432 tokens, four steps, no guidance: half a second a clip.

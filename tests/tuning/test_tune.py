@@ -10,12 +10,13 @@ from vidsparse.clips import Scene
 from vidsparse.errors import UsageError
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.search import WORTHWHILE
+from vidsparse.tuning.settings import TuneSettings
 from vidsparse.tuning.target import Target
-from vidsparse.tuning.tune import TuneSettings
+from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import Validator, choose
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_lab import DENSE_SECONDS, FakeLab, FakeSearch, seconds_of
+from fake_lab import DENSE_SECONDS, FakeLab, seconds_of
 
 SCENES = (Scene("a", 0), Scene("b", 1))
 METHODS = ("svg", "draft", "svg2")
@@ -25,7 +26,7 @@ def search(lab, folder=None, *, target=None, **settings):
     chosen = TuneSettings(
         target or Target(min_psnr=27), SCENES, methods=METHODS, **{"caches": (), **settings}
     )
-    return FakeSearch(lab, Journal(folder, {"x": 1}), chosen)
+    return Search(lab, Journal(folder, {"x": 1}), chosen)
 
 
 def brute_force(lab, target, *, warm_ups):
@@ -51,8 +52,8 @@ def test_search_finds_the_fastest_settings_with_few_clips(psnr):
     exact = brute_force(lab, psnr, warm_ups=(0.2, 0.1, 0.3, 0.0))
     # Finer densities than those of the ladders may still be found.
     assert 0.9 * exact <= best.seconds <= exact / (1 - WORTHWHILE)
-    # Each of 12 arms has 8 or 9 rungs: 200 clips in all.
-    assert sum(entry.startswith("trial") for entry in lab.log) <= 32
+    # Each of 12 arms has 8 or 9 rungs: 200 clips in all. Half clips count too.
+    assert sum(entry.startswith("trial") for entry in lab.log) <= 38
 
 
 def test_budgets_by_layer_win_where_they_are_better():

@@ -7,8 +7,9 @@ from typing import Any
 
 from vidsparse.clips import Scene
 from vidsparse.tuning.candidates import variants_of
+from vidsparse.tuning.scout import RANK_DENSITIES, RANK_LAYERS, RANK_STEPS
+from vidsparse.tuning.settings import WARM_UPS, Lab
 from vidsparse.tuning.speed import SHORT_STEPS
-from vidsparse.tuning.tune import RANK_DENSITIES, RANK_LAYERS, RANK_STEPS, WARM_UPS, Lab
 
 # Steps timed for the prediction.
 _TIMED = 3
@@ -72,14 +73,17 @@ def predict_cost(
     """
     step = min(lab.short(None, _TIMED, tuning[0])[1:])
     clips, variants = len(tuning), variants_of(methods)
-    keep = min(keep, len({variant.method for variant in variants}))
+    methods_left = len({variant.method for variant in variants})
+    keep = min(keep, methods_left)
     rungs = max(len(variant.densities) for variant in variants)
-    fixed = clips + 2 + (1 + 2 * keep) * SHORT_STEPS / steps + 2 * held_out
+    # Every method is timed at two densities and generates half a clip; its defaults may too.
+    scouting = methods_left * (2 * SHORT_STEPS / steps + 0.5)
+    fixed = clips + 2 + scouting + 2 * held_out
     arms = keep * len(WARM_UPS)
     bisection = math.ceil(math.log2(rungs + 1))
     # At best every other arm is ruled out by the prediction, caches by one clip each.
     least = fixed + clips * bisection / 2 + caches
     # At worst every arm is bisected; a miss is mostly known after one clip.
-    most = fixed + 2 + clips * (arms + 2 * caches + 2) * bisection / 2 + 2 * held_out
+    most = fixed + scouting + 2 + clips * (arms + 2 * caches + 2) * bisection / 2 + 2 * held_out
     calls = len(variants) * len(RANK_DENSITIES) * RANK_LAYERS * len(RANK_STEPS)
     return Cost(step * steps, least, most, calls)

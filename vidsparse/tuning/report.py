@@ -8,11 +8,10 @@ from typing import Any
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
-from vidsparse.methods.base import available_methods
 from vidsparse.preset_parts import ModelId
 from vidsparse.profiling.environment import commit, device_name, package_version
 from vidsparse.quality import bootstrap_mean
-from vidsparse.tuning.candidates import CONTROL, Variant, dense_config, warm_up_sigma
+from vidsparse.tuning.candidates import dense_config, variants_of, warm_up_sigma
 from vidsparse.tuning.lab import PipelineLab
 from vidsparse.tuning.search import Outcome
 from vidsparse.tuning.tune import Search
@@ -40,6 +39,7 @@ class TuneReport:
         defaults: every method's defaults at the preset's time, on the same scenes.
         outcomes: of all candidates generated.
         ranking: variants by output error.
+        screening: variants by latent error half-way, at equal predicted time.
         skipped: what was not tried, and why.
         floor_psnr: between dense clips that differ in rounding only, in dB.
         dense_seconds: of denoising a clip.
@@ -52,6 +52,7 @@ class TuneReport:
     defaults: tuple[Validation, ...]
     outcomes: tuple[Outcome, ...]
     ranking: tuple[tuple[str, float], ...]
+    screening: tuple[tuple[str, float], ...]
     skipped: dict[str, str]
     floor_psnr: float | None
     dense_seconds: float
@@ -71,6 +72,7 @@ class TuneReport:
             "defaults_at_equal_time": [self._against(row) for row in self.defaults],
             "outcomes": [_outcome_row(outcome) for outcome in self.outcomes],
             "ranking": [list(row) for row in self.ranking],
+            "screening": [list(row) for row in self.screening],
             "skipped": self.skipped,
             "floor_psnr": self.floor_psnr,
             "dense_seconds": self.dense_seconds,
@@ -135,8 +137,6 @@ def finish(
     Raises:
         UsageError: the search has not run.
     """
-    if search.speed is None:
-        raise UsageError("run the search before finishing it")
     target = search.settings.target
     validator = Validator(lab, search.journal, tuple(held_out), target, search.speed)
     validations = choose(search, validator)
@@ -154,7 +154,8 @@ def finish(
         tuple(validations),
         tuple(rows),
         tuple(search.outcomes),
-        tuple(search.ranking),
+        tuple(search.scout.ranking),
+        tuple(search.scout.screening),
         search.skipped,
         floor,
         search.speed.dense_seconds,
@@ -166,21 +167,20 @@ def _defaults(
     search: Search, validator: Validator, validations: Sequence[Validation]
 ) -> list[Validation]:
     """Run each method's defaults at the density that takes the tuned preset's time."""
-    seconds = validator.speed.dense_seconds / validations[-1].speedup
-    names = []
-    for name, cls in available_methods().items():
-        if cls.source == CONTROL:
+    scout, timed = search.scout, []
+    for variant in variants_of(search.settings.methods):
+        if variant.parameters:
             continue
-        variant = Variant(name, {}, ())
         try:
-            search.time(variant)
+            scout.time(variant)
         except UsageError as error:
-            search.skipped[f"{name} defaults"] = str(error)
+            search.skipped[f"{variant.method} defaults"] = str(error)
             continue
-        names.append(name)
-    sigma = warm_up_sigma(search.sigmas, DEFAULT_DENSE_STEPS)
+        timed.append(variant)
+    seconds = search.speed.dense_seconds / validations[-1].speedup
+    sigma = warm_up_sigma(scout.sigmas, DEFAULT_DENSE_STEPS)
     rows = []
-    for candidate in equal_time_defaults(names, validator.speed, seconds, sigma):
+    for candidate in equal_time_defaults(timed, search.speed, seconds, sigma):
         try:
             rows.append(validator.of(candidate))
         except UsageError as error:
@@ -195,7 +195,7 @@ def _facts(lab: PipelineLab, search: Search) -> dict[str, Any]:
     return {
         "device": device_name(lab.pipe.device),
         "dtype": str(lab.pipe.transformer.dtype).removeprefix("torch."),
-        "tokens": search.tokens,
+        "tokens": search.scout.tokens,
         "size": None if None in size else size,
         "steps": sampling.steps,
         "guidance": sampling.guidance,

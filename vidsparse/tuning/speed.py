@@ -64,6 +64,27 @@ class SpeedModel:
         total += times.first_extra if sparse else 0.0
         return self.dense_seconds * total / (self.dense_step * len(self.sigmas))
 
+    def density_for(
+        self, variant: Variant, seconds: float, dense_above_sigma: float | None
+    ) -> float:
+        """Return the density at which a variant's clip is predicted to take so long.
+
+        Args:
+            variant: timed before.
+            seconds: of a clip.
+            dense_above_sigma: what stays dense.
+
+        Returns:
+            A density among those the variant may take, in (0, 1).
+        """
+        low, high = variant.densities[-1], variant.densities[0]
+        for _ in range(20):
+            middle = (low + high) / 2
+            candidate = Candidate("", variant.config(middle, dense_above_sigma))
+            slower = (self.predict_raw(candidate) or 0.0) >= seconds
+            low, high = (low, middle) if slower else (middle, high)
+        return round((low + high) / 2, 4)
+
     def learn(self, candidate: Candidate, seconds: float) -> None:
         """Take a measured time; later predictions for the variant are corrected by it."""
         raw = self.predict_raw(candidate)

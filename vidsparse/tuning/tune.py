@@ -1,4 +1,4 @@
-"""The search from statistics to a validated preset."""
+"""The search among settings, from scouting to the fastest that reach the target."""
 
 import math
 import time
@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
-from vidsparse.profiling.dense_run import ObservedAttention
 from vidsparse.tuning.allocate import layer_bands
 from vidsparse.tuning.candidates import (
     Arm,
@@ -19,79 +18,24 @@ from vidsparse.tuning.candidates import (
     Variant,
     cache_arms,
     dense_config,
-    variants_of,
     warm_up_sigma,
 )
-from vidsparse.tuning.errors import OutputError, PlanErrors, as_rows, from_rows, mean_errors
+from vidsparse.tuning.errors import OutputError, PlanErrors, from_rows
 from vidsparse.tuning.journal import Journal
-from vidsparse.tuning.lab import Doomed, Trial, never
+from vidsparse.tuning.lab import Doomed, Trial
+from vidsparse.tuning.scout import Scout
 from vidsparse.tuning.search import Best, Outcome, search_arm
-from vidsparse.tuning.speed import SHORT_STEPS, SpeedModel, StepTimes, time_variant, variant_key
-from vidsparse.tuning.target import Scores, Target
+from vidsparse.tuning.settings import Lab, TuneSettings
+from vidsparse.tuning.speed import SpeedModel
+from vidsparse.tuning.target import Scores
 
-# Densities at which variants are ranked, and looks for that: layers and steps.
-RANK_DENSITIES = (0.2, 0.4)
-RANK_LAYERS, RANK_STEPS = 3, (0.35, 0.75)
 # Densities and steps at which the winner's layers are looked at.
 CELL_DENSITIES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 CELL_STEPS = (0.25, 0.5, 0.75, 0.95)
 # Densities tried last, as shares of the best one of the ladder.
 FINER = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
-# Shares of the steps that may stay dense, in the order tried.
-WARM_UPS = (0.2, 0.1, 0.3, 0.0)
 # A clip that misses the target by more units than this condemns its candidate at once.
 CLEARLY = 2.0
-
-
-class Lab(Protocol):
-    """Where candidates are generated; ``PipelineLab`` is one."""
-
-    def dense(self, scene: Scene) -> float:
-        """Generate a reference; return its seconds."""
-
-    def observe(self, attention: ObservedAttention, scene: Scene) -> None:
-        """Generate densely under observation."""
-
-    def trial(self, config: SparseConfig, scene: Scene, doomed: Doomed = never) -> Trial:
-        """Generate with settings and measure."""
-
-    def short(self, config: SparseConfig | None, steps: int, scene: Scene) -> list[float]:
-        """Time a few steps."""
-
-    def floor(self, scene: Scene) -> Scores | None:
-        """Compare two dense clips that differ in rounding."""
-
-
-@dataclass(frozen=True)
-class TuneSettings:
-    """What to search.
-
-    Attributes:
-        target: quality asked for.
-        tuning: scenes that candidates are tried on.
-        methods: names; None for all that are no controls.
-        caches: names of step caches; empty for none.
-        keep: variants that are generated with, the best by statistics.
-        warm_ups: shares of the steps that may stay dense.
-        allocate: also try densities by layer and noise level.
-        seconds: no candidate is begun after this many; None for no limit.
-
-    Raises:
-        UsageError: there are no scenes.
-    """
-
-    target: Target
-    tuning: tuple[Scene, ...]
-    methods: tuple[str, ...] | None = None
-    caches: tuple[str, ...] = ("first_block", "taylorseer")
-    keep: int = 3
-    warm_ups: tuple[float, ...] = WARM_UPS
-    allocate: bool = True
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tuning:
-            raise UsageError("tuning needs at least one prompt")
 
 
 @dataclass
@@ -105,12 +49,8 @@ class Search:
         say: told about each result, one line.
         now: seconds on any clock, for the time limit.
         outcomes: of every candidate generated, in order.
-        skipped: what was not tried, and why.
-        ranking: (variant, mean error) from the statistics, best first.
-        sigmas: noise level of each step.
-        tokens: of an attention call.
-        speed: predicts times.
         best: the fastest outcome that reaches the target.
+        scout: what was learnt before.
     """
 
     lab: Lab
@@ -119,14 +59,29 @@ class Search:
     say: Callable[[str], None] = lambda line: None
     now: Callable[[], float] = time.monotonic
     outcomes: list[Outcome] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    ranking: list[tuple[str, float]] = field(default_factory=list)
-    sigmas: list[float] = field(default_factory=list)
-    tokens: int | None = None
-    speed: SpeedModel | None = None
     best: Best = field(default_factory=lambda: Best(math.inf))
+    scout: Scout = field(init=False)
     _trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
     _began: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.scout = Scout(self.lab, self.journal, self.settings, self.say)
+
+    @property
+    def speed(self) -> SpeedModel:
+        """What predicts times.
+
+        Raises:
+            UsageError: the search has not run.
+        """
+        if self.scout.speed is None:
+            raise UsageError("run the search first")
+        return self.scout.speed
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was not tried, and why."""
+        return self.scout.skipped
 
     def run(self) -> Best:
         """Search; the best settings on the tuning scenes, or dense generation.
@@ -135,13 +90,11 @@ class Search:
             UsageError: nothing can run on this model.
         """
         self._began = self.now()
-        dense_seconds = self._references()
-        self.best = Best(dense_seconds)
-        variants = self._ranked(self._statistics())
-        self.speed = self._timed(variants, dense_seconds)
+        variants = self.scout.learn()
+        self.best = Best(self.speed.dense_seconds)
         for share in self.settings.warm_ups:
             for variant in variants:
-                self._search(variant.arm(share, warm_up_sigma(self.sigmas, share)))
+                self._search(variant.arm(share, warm_up_sigma(self.scout.sigmas, share)))
         self._search_caches({"dense": dense_config()})
         self._search_between()
         sparse = self.best.outcome
@@ -168,7 +121,7 @@ class Search:
                 break
         outcome = self._judged(candidate, trials, stopped)
         self.outcomes.append(outcome)
-        if outcome.seconds is not None and self.speed is not None:
+        if outcome.seconds is not None:
             self.speed.learn(candidate, outcome.seconds)
         self.say(self._line(outcome))
         return outcome
@@ -217,104 +170,11 @@ class Search:
 
         return doomed
 
-    def _references(self) -> float:
-        seconds = [
-            self.journal.once(f"dense {index}", partial(self.lab.dense, scene))
-            for index, scene in enumerate(self.settings.tuning)
-        ]
-        self.say(f"dense: {fmean(seconds):.2f} s of denoising a clip")
-        return fmean(seconds)
-
-    def _statistics(self) -> list[OutputError]:
-        """Look at all variants inside one dense generation."""
-        variants = variants_of(self.settings.methods)
-        kept = self.journal.once(
-            "statistics",
-            lambda: self._observed(PlanErrors(variants, RANK_DENSITIES, RANK_LAYERS), RANK_STEPS),
-        )
-        self.skipped.update(kept["skipped"])
-        self.sigmas, self.tokens = kept["sigmas"], kept["tokens"]
-        return from_rows(kept["rows"])
-
-    def _observed(self, looker: PlanErrors, look_at: Sequence[float]) -> dict[str, Any]:
-        sigmas = _SigmaLog()
-        attention = ObservedAttention((looker,), tuple(look_at), recorder=sigmas)
-        self.lab.observe(attention, self.settings.tuning[0])
-        return {
-            "rows": as_rows(looker.found),
-            "skipped": looker.skipped,
-            "sigmas": sigmas.levels(),
-            "branches": attention.branches,
-            "tokens": None if attention.layout is None else attention.layout.num_tokens,
-        }
-
-    def _ranked(self, found: Sequence[OutputError]) -> list[Variant]:
-        """Return the variants with least error, at most two of a method."""
-        errors = {
-            v: fmean(math.log(max(e, 1e-12)) for e in by.values())
-            for v, by in mean_errors(found).items()
-            if len(by) == len(RANK_DENSITIES)
-        }
-        if not errors:
-            raise UsageError(
-                "no sparse method can run on this model at this size: "
-                + "; ".join(sorted(set(self.skipped.values())))[:300]
-            )
-        self.ranking = sorted(((v, math.exp(e)) for v, e in errors.items()), key=lambda x: x[1])
-        by_label = {v.label: v for v in variants_of(self.settings.methods)}
-        chosen: list[Variant] = []
-        for label, _ in self.ranking:
-            variant = by_label[label]
-            if sum(other.method == variant.method for other in chosen) < 1:
-                chosen.append(variant)
-        for variant in chosen:
-            error = math.exp(errors[variant.label])
-            self.say(f"statistics: {variant.label} has output error {error:.4f}")
-        return chosen[: self.settings.keep]
-
-    def _timed(self, variants: Sequence[Variant], dense_seconds: float) -> SpeedModel:
-        scene = self.settings.tuning[0]
-        dense = self.journal.once("short dense", lambda: self.lab.short(None, SHORT_STEPS, scene))
-        model = SpeedModel(dense_seconds, fmean(dense[1:]), self.sigmas)
-        self.speed = model
-        for variant in variants:
-            self.time(variant)
-            least = Candidate("", variant.config(variant.densities[-1], None))
-            seconds = model.predict(least) or math.inf
-            self.say(
-                f"speed: {variant.label} at density {variant.densities[-1]:g} predicts "
-                f"{dense_seconds / seconds:.2f}x"
-            )
-        return model
-
-    def time(self, variant: Variant) -> None:
-        """Time a few steps of a variant, so that its clips can be predicted.
-
-        Raises:
-            UsageError: it cannot run on this model.
-        """
-        if self.speed is None:
-            raise UsageError("time the dense steps first")
-        kept = self.journal.once(f"short {variant.label}", lambda: self._short(variant))
-        (d0, t0), (d1, t1) = kept["at"]
-        times = StepTimes(kept["first_extra"], ((d0, t0), (d1, t1)))
-        self.speed.variants[variant_key(variant.config(0.5, None))] = times
-
-    def _short(self, variant: Variant) -> dict[str, Any]:
-        scene = self.settings.tuning[0]
-        times = time_variant(
-            variant, lambda config, steps: self.lab.short(config, steps, scene), RANK_DENSITIES
-        )
-        return {"first_extra": times.first_extra, "at": times.at}
-
     def _search(self, arm: Arm) -> None:
         if self._out_of_time():
             self.skipped[arm.label] = "the time limit was reached"
             return
-        search_arm(arm, self.best, self.probe, self._predict)
-
-    def _predict(self, candidate: Candidate) -> float | None:
-        return None if self.speed is None else self.speed.predict(candidate)
+        search_arm(arm, self.best, self.probe, self.speed.predict)
 
     def _search_caches(self, configs: dict[str, SparseConfig]) -> None:
         for arm in cache_arms(configs, self.settings.caches):
@@ -339,12 +199,11 @@ class Search:
         """Try the best settings with densities by layer, and by layer and noise level."""
         rest = {k: v for k, v in uniform.config.parameters.items() if k != "density"}
         variant = Variant(uniform.config.method, rest, CELL_DENSITIES)
-        kept = self.journal.once(
-            f"cells {variant.label}",
-            lambda: self._observed(PlanErrors([variant], CELL_DENSITIES), CELL_STEPS),
-        )
+        looker = PlanErrors([variant], CELL_DENSITIES)
+        make = partial(self.scout.observed, looker, CELL_STEPS)
+        kept = self.journal.once(f"cells {variant.label}", make)
         found = _common_densities(from_rows(kept["rows"]))
-        if self.speed is None or not found:
+        if not found:
             self.skipped["densities by layer"] = "; ".join(sorted(set(kept["skipped"].values())))
             return
         sparse = self.speed.sparse_sigmas(uniform.config)
@@ -362,28 +221,12 @@ class Search:
         return limit is not None and self.now() - self._began > limit
 
     def _line(self, outcome: Outcome) -> str:
-        speed = "" if outcome.seconds is None else f" at {self._dense() / outcome.seconds:.2f}x"
+        dense, seconds = self.speed.dense_seconds, outcome.seconds
+        speed = "" if seconds is None else f" at {dense / seconds:.2f}x"
         scores = outcome.scores or "no clip finished"
         verdict = "reaches" if outcome.reaches else "misses"
         why = "" if outcome.stopped is None else f" ({outcome.stopped})"
         return f"{verdict}: {outcome.candidate.label}: {scores}{speed}{why}"
-
-    def _dense(self) -> float:
-        return math.nan if self.speed is None else self.speed.dense_seconds
-
-
-class _SigmaLog:
-    """Takes the place of a recorder to learn the noise level of each step."""
-
-    def __init__(self) -> None:
-        self._found: dict[int, float] = {}
-
-    def record_dense(self, reason: str, site: Any) -> None:
-        if site.sigma is not None:
-            self._found.setdefault(site.step, site.sigma)
-
-    def levels(self) -> list[float]:
-        return [self._found[step] for step in sorted(self._found)]
 
 
 def _schedule(config: SparseConfig) -> tuple[Any, ...]:

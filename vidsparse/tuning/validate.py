@@ -14,9 +14,11 @@ from vidsparse.quality import Interval, bootstrap_mean
 from vidsparse.tuning.candidates import Candidate, Variant
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.lab import Trial
+from vidsparse.tuning.search import Outcome
+from vidsparse.tuning.settings import Lab
 from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
-from vidsparse.tuning.tune import Lab, Search
+from vidsparse.tuning.tune import Search
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ class Validator:
         )
 
 
-def choose(search: Search, validator: Validator, *, most: int = 3) -> list[Validation]:
-    """Validate the fastest outcome; where it misses on held-out scenes, the next safer one.
+def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Validation]:
+    """Validate the fastest outcome; where it misses on held-out scenes, safer settings.
 
     Args:
         search: finished.
@@ -143,51 +145,60 @@ def choose(search: Search, validator: Validator, *, most: int = 3) -> list[Valid
     """
     dense = validator.speed.dense_seconds
     faster = [o for o in search.outcomes if o.reaches and (o.seconds or math.inf) < dense]
-    reached = sorted(faster, key=lambda outcome: outcome.seconds or 0.0)
+    queue = sorted(faster, key=lambda outcome: outcome.seconds or 0.0)
     done: list[Validation] = []
-    needed = 0.0
-    for outcome in reached:
-        slack = 0.0 if outcome.scores is None else validator.target.slack(outcome.scores)
-        if slack < needed:
-            continue
-        done.append(validator.of(outcome.candidate))
+    candidate = queue[0].candidate if queue else None
+    while candidate is not None and len(done) < most:
+        done.append(validator.of(candidate))
         search.say(_line(done[-1]))
-        if done[-1].meets or len(done) == most:
+        if done[-1].meets:
             break
-        # It must have as much more room as the last one turned out to lack.
-        needed = slack - validator.target.slack(done[-1].scores)
+        candidate = _safer(queue, done[-1], validator)
     return done
 
 
+def _safer(queue: Sequence[Outcome], missed: Validation, validator: Validator) -> Candidate | None:
+    """Return the fastest outcome with as much more room as was missing, or a larger density."""
+    lacking = -validator.target.slack(missed.scores)
+    own = {outcome.candidate.key: outcome for outcome in queue}.get(missed.candidate.key)
+    if own is not None and own.scores is not None:
+        needed = validator.target.slack(own.scores) + lacking
+        for outcome in queue:
+            if outcome.scores is not None and validator.target.slack(outcome.scores) >= needed:
+                return outcome.candidate
+    return denser(missed.candidate, 1.2)
+
+
+def denser(candidate: Candidate, factor: float) -> Candidate | None:
+    """Return settings with all densities raised, at most to 1; None where there are none."""
+    config = candidate.config
+    if config.method == "dense":
+        return None
+    raised = min(0.95, candidate.density * factor)
+    parameters = {**config.parameters, "density": round(raised, 4)}
+    bands = [band.scaled(factor) for band in config.bands]
+    config = config.model_copy(update={"parameters": parameters, "bands": bands})
+    label = candidate.label.split(", raised")[0]
+    return Candidate(f"{label}, raised to density {raised:.3f}", config)
+
+
 def equal_time_defaults(
-    names: Sequence[str], speed: SpeedModel, seconds: float, dense_above_sigma: float | None
+    variants: Sequence[Variant], speed: SpeedModel, seconds: float, dense_above_sigma: float | None
 ) -> list[Candidate]:
     """Return each method's defaults at the density whose predicted time is as given.
 
     Args:
-        names: methods, each timed by the model with its defaults.
+        variants: the defaults, timed by the model.
         speed: predicts.
         seconds: of a clip.
         dense_above_sigma: the default warm-up as a noise level.
     """
-    return [
-        Candidate(f"{name} defaults", Variant(name, {}, ()).config(density, dense_above_sigma))
-        for name in names
-        for density in (_density_for(name, speed, seconds, dense_above_sigma),)
-    ]
-
-
-def _density_for(
-    name: str, speed: SpeedModel, seconds: float, dense_above_sigma: float | None
-) -> float:
-    """Bisect the density; predictions rise with it."""
-    low, high = 0.05, 0.95
-    for _ in range(20):
-        middle = (low + high) / 2
-        config = Variant(name, {}, ()).config(middle, dense_above_sigma)
-        predicted = speed.predict_raw(Candidate("", config))
-        low, high = (middle, high) if (predicted or 0.0) < seconds else (low, middle)
-    return round((low + high) / 2, 3)
+    made = []
+    for variant in variants:
+        density = speed.density_for(variant, seconds, dense_above_sigma)
+        config = variant.config(density, dense_above_sigma)
+        made.append(Candidate(f"{variant.method} defaults, density {density:.3f}", config))
+    return made
 
 
 def measured_preset(

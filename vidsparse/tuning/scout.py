@@ -1,0 +1,203 @@
+"""What is learnt before any candidate is generated in full: errors, times, half clips."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean, median
+from typing import Any
+
+from vidsparse.errors import UsageError
+from vidsparse.profiling.dense_run import ObservedAttention
+from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up_sigma
+from vidsparse.tuning.errors import OutputError, PlanErrors, as_rows, from_rows, mean_errors
+from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.lab import Trial
+from vidsparse.tuning.settings import Lab, TuneSettings
+from vidsparse.tuning.speed import SHORT_STEPS, SpeedModel, StepTimes, time_variant, variant_key
+
+# Densities at which variants are ranked, and looks for that: layers and steps.
+RANK_DENSITIES = (0.2, 0.4)
+RANK_LAYERS, RANK_STEPS = 3, (0.35, 0.75)
+# Where variants are screened: dense steps, and the density of the median one.
+SCREEN_WARM_UP, SCREEN_DENSITY = 0.2, 0.3
+
+
+@dataclass
+class Scout:
+    """Learns what the search needs.
+
+    Attributes:
+        lab: generates.
+        journal: keeps results.
+        settings: what to search.
+        say: told about each result, one line.
+        skipped: what cannot run here, and why.
+        ranking: (variant, mean output error) from the statistics, best first.
+        screening: (variant, latent error half-way) at equal predicted time, best first.
+        sigmas: noise level of each step.
+        tokens: of an attention call.
+        speed: predicts times; None before ``learn``.
+    """
+
+    lab: Lab
+    journal: Journal
+    settings: TuneSettings
+    say: Callable[[str], None] = lambda line: None
+    skipped: dict[str, str] = field(default_factory=dict)
+    ranking: list[tuple[str, float]] = field(default_factory=list)
+    screening: list[tuple[str, float]] = field(default_factory=list)
+    sigmas: list[float] = field(default_factory=list)
+    tokens: int | None = None
+    speed: SpeedModel | None = None
+
+    def learn(self) -> list[Variant]:
+        """Make the references, and return the variants worth generating with, best first.
+
+        Raises:
+            UsageError: no method can run on this model at this size.
+        """
+        dense_seconds = self._references()
+        ranked = self._ranked(self._statistics())
+        self._time_dense(dense_seconds)
+        for variant in ranked:
+            self.time(variant)
+        return self._screened(ranked)[: self.settings.keep]
+
+    def time(self, variant: Variant) -> None:
+        """Time a few steps of a variant, so that its clips can be predicted.
+
+        Raises:
+            UsageError: it cannot run on this model.
+        """
+        model = self._speed()
+        kept = self.journal.once(f"short {variant.label}", partial(self._short, variant))
+        (d0, t0), (d1, t1) = kept["at"]
+        times = StepTimes(kept["first_extra"], ((d0, t0), (d1, t1)))
+        model.variants[variant_key(variant.config(0.5, None))] = times
+        self.say(
+            f"speed: {variant.label} takes {t0 / model.dense_step:.2f} of a dense step at density "
+            f"{d0:g}, {t1 / model.dense_step:.2f} at {d1:g}"
+        )
+
+    def observed(self, looker: PlanErrors, look_at: Sequence[float]) -> dict[str, Any]:
+        """Show one dense generation to a looker; JSON values of what was found."""
+        sigmas = _SigmaLog()
+        attention = ObservedAttention((looker,), tuple(look_at), recorder=sigmas)
+        self.lab.observe(attention, self.settings.tuning[0])
+        return {
+            "rows": as_rows(looker.found),
+            "skipped": looker.skipped,
+            "sigmas": sigmas.levels(),
+            "tokens": None if attention.layout is None else attention.layout.num_tokens,
+        }
+
+    def _speed(self) -> SpeedModel:
+        if self.speed is None:
+            raise UsageError("time the dense steps first")
+        return self.speed
+
+    def _references(self) -> float:
+        seconds = [
+            self.journal.once(f"dense {index}", partial(self.lab.dense, scene))
+            for index, scene in enumerate(self.settings.tuning)
+        ]
+        self.say(f"dense: {fmean(seconds):.2f} s of denoising a clip")
+        return fmean(seconds)
+
+    def _statistics(self) -> list[OutputError]:
+        """Look at all variants inside one dense generation."""
+        variants = variants_of(self.settings.methods)
+        looker = PlanErrors(variants, RANK_DENSITIES, RANK_LAYERS)
+        kept = self.journal.once("statistics", partial(self.observed, looker, RANK_STEPS))
+        self.skipped.update(kept["skipped"])
+        self.sigmas, self.tokens = kept["sigmas"], kept["tokens"]
+        return from_rows(kept["rows"])
+
+    def _ranked(self, found: Sequence[OutputError]) -> list[Variant]:
+        """Return each method's variant with the least error, and its defaults."""
+        errors = {
+            label: math.exp(fmean(math.log(max(error, 1e-12)) for error in by.values()))
+            for label, by in mean_errors(found).items()
+            if len(by) == len(RANK_DENSITIES)
+        }
+        if not errors:
+            reasons = "; ".join(sorted(set(self.skipped.values())))
+            raise UsageError(
+                f"no sparse method can run on this model at this size: {reasons[:300]}"
+            )
+        self.ranking = sorted(errors.items(), key=lambda row: row[1])
+        known = {v.label: v for v in variants_of(self.settings.methods)}
+        best: dict[str, Variant] = {}
+        for label, _ in self.ranking:
+            best.setdefault(known[label].method, known[label])
+        for variant in best.values():
+            self.say(f"statistics: {variant.label} has output error {errors[variant.label]:.4f}")
+        defaults = [known[name] for name in best if best[name].label != name and name in errors]
+        return [*best.values(), *defaults]
+
+    def _time_dense(self, dense_seconds: float) -> None:
+        scene = self.settings.tuning[0]
+        make = partial(self.lab.short, None, SHORT_STEPS, scene)
+        dense = self.journal.once("short dense", make)
+        self.speed = SpeedModel(dense_seconds, median(dense[1:]), self.sigmas)
+
+    def _short(self, variant: Variant) -> dict[str, Any]:
+        scene = self.settings.tuning[0]
+        times = time_variant(
+            variant, lambda config, steps: self.lab.short(config, steps, scene), RANK_DENSITIES
+        )
+        return {"first_extra": times.first_extra, "at": times.at}
+
+    def _screened(self, variants: Sequence[Variant]) -> list[Variant]:
+        """Generate half a clip with each at equal predicted time; order by latent error.
+
+        Output errors of single calls say little about how errors add up over steps: a method with
+        more error that stays the same from step to step may end nearer.
+        """
+        sigma = warm_up_sigma(self.sigmas, SCREEN_WARM_UP)
+        model = self._speed()
+        made = [Candidate("", v.config(SCREEN_DENSITY, sigma)) for v in variants]
+        seconds = median(model.predict_raw(each) or math.inf for each in made)
+        errors: list[tuple[float, Variant]] = []
+        for variant in variants:
+            density = model.density_for(variant, seconds, sigma)
+            error = self._half_clip(Candidate(variant.label, variant.config(density, sigma)))
+            if error is not None:
+                errors.append((error, variant))
+                self.say(
+                    f"half a clip: {variant.label} at density {density:.3f} has latent error "
+                    f"{error:.5f}"
+                )
+        errors.sort(key=lambda row: row[0])
+        self.screening = [(variant.label, error) for error, variant in errors]
+        return [variant for _, variant in errors] or list(variants)
+
+    def _half_clip(self, candidate: Candidate) -> float | None:
+        trial = Trial.from_dict(
+            self.journal.once(f"half {candidate.key}", partial(self._stopped, candidate))
+        )
+        if trial.refused is not None:
+            self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
+        return trial.checks[0][1] if trial.checks else None
+
+    def _stopped(self, candidate: Candidate) -> dict[str, Any]:
+        scene = self.settings.tuning[0]
+        try:
+            return self.lab.trial(candidate.config, scene, lambda step, error: True).as_dict()
+        except UsageError as error:
+            return Trial(None, None, refused=str(error)).as_dict()
+
+
+class _SigmaLog:
+    """Takes the place of a recorder to learn the noise level of each step."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, float] = {}
+
+    def record_dense(self, reason: str, site: Any) -> None:
+        if site.sigma is not None:
+            self._found.setdefault(site.step, site.sigma)
+
+    def levels(self) -> list[float]:
+        return [self._found[step] for step in sorted(self._found)]
