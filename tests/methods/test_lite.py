@@ -16,10 +16,11 @@ from vidsparse.attention import SparseAttention, run_plan
 from vidsparse.errors import UsageError
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.running_statistics import RunningStat, running_statistic
+from vidsparse.kernels.tile_drop import tile_weights
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import build_method
 from vidsparse.methods.lite import Lite
-from vidsparse.methods.lite_weights import weigh
+from vidsparse.methods.lite_weights import tile_scales
 from vidsparse.methods.mask_bits import mask_from_bits, pack_bits
 from vidsparse.schedule import DenseSchedule
 
@@ -30,6 +31,7 @@ TEXTS = [
     VideoLayout(3, 7, 9, text_after=13),
 ]
 BLOCKS = {"blocks": (16, 8)}
+RUNNING = {"criterion": "running_mass", **BLOCKS}
 CRITERIA = [
     {"criterion": "running_mass", "threshold": 0.4},
     {"criterion": "previous_mass", "threshold": 0.4},
@@ -197,7 +199,7 @@ def test_kept_tiles_only_shrink_in_three_hundred_random_runs(cases):
 
 
 def test_a_tile_goes_when_and_only_when_it_is_at_most_the_threshold(cases):
-    calls = run(Lite(threshold=0.4, **BLOCKS), 2, LAYOUT, cases)
+    calls = run(Lite(threshold=0.4, **RUNNING), 2, LAYOUT, cases)
     (plan, (q, k, _), _), after = calls[0], calls[1][0].mask.to_dense()
     share = running_statistic(q, k, plan.mask, RunningStat.MASS) / 16
     own = torch.arange(15)[:, None] == torch.arange(30) // 2
@@ -206,7 +208,7 @@ def test_a_tile_goes_when_and_only_when_it_is_at_most_the_threshold(cases):
 
 def test_directions_alternate_while_tiles_may_still_go(cases):
     for options, expected in (({"threshold": 0.4}, [0, 1, 0]), ({"density": 0.6}, [0, 1, 1])):
-        plans = [plan for plan, _, _ in run(Lite(**BLOCKS, **options), 3, LAYOUT, cases)]
+        plans = [plan for plan, _, _ in run(Lite(**RUNNING, **options), 3, LAYOUT, cases)]
         firsts = [int(plan.mask.kv_indices[0, 0, 7, 0] > plan.mask.kv_indices[0, 0, 7, 1])
                   for plan in plans]  # fmt: skip
         assert firsts == expected
@@ -225,12 +227,31 @@ def test_a_density_is_met_from_the_second_look_on(criterion, cases):
         assert 0.5 <= float(density) <= 0.5 + 16 * 8 / layout.num_tokens**2
 
 
+def test_heads_may_compete_for_one_budget(cases):
+    q, k, v = video(4, LAYOUT, cases)
+    q[:, 0] *= 3  # a head that looks at few keys
+    kept = {}
+    for heads in ("equal", "shared"):
+        method = Lite(0.5, heads=heads, **BLOCKS)
+        state = method.init_state()
+        for step in range(3):
+            plan = method.plan(q, k, v, LAYOUT, cases.site(step=step), state)
+            method.observe(run_plan(q, k, v, plan), plan, cases.site(step=step), state)
+        kept[heads] = plan.mask.to_dense().float().mean((0, 2, 3))
+        assert 0.5 <= float(plan.density()) <= 0.51
+    assert float(kept["equal"][0]) == float(kept["equal"][1])
+    assert float(kept["shared"][0]) < float(kept["shared"][1]) - 0.1
+
+
 def test_the_partial_last_tiles_of_queries_and_keys_can_go(cases):
     layout = VideoLayout(3, 7, 10)  # 210 tokens: 2 rows and 2 keys remain
     q, k, v = video(3, layout, cases, H=1)
     k[:, :, -2:] = -k[:, :, -2:].sign() * 9  # light for everybody
     q, k = q.abs(), torch.cat((k[:, :, :-2].abs(), -k[:, :, -2:].abs()), 2)
-    for options in ({"threshold": 0.4}, {"criterion": "running_max", "threshold": -3}):
+    for options in (
+        {"criterion": "running_mass", "threshold": 0.4},
+        {"criterion": "running_max", "threshold": -3},
+    ):
         method = Lite(blocks=(16, 16), **options)
         state = method.init_state()
         for step in range(3):
@@ -270,7 +291,8 @@ def test_worst_case_of_a_tile_below_the_running_maximum_is_what_its_keys_can_hol
     plan = method.plan(q, k, v, layout, cases.site(), state)
     stats = run_plan(q, k, v, plan).block_stats
     torch.testing.assert_close(stats[0, 0, 0], torch.tensor([0.0, -5, -5, -5]))
-    weight, held = weigh("running_max", stats, state.tiles.geometry(), None)
+    scales = tile_scales("running_max", stats, state.tiles.geometry(), None)
+    weight, held = tile_weights(stats, scales)
     assert weight is stats
     torch.testing.assert_close(held[0, 0, 0], torch.tensor([1.0, 0.5, 0.5, 0.5]))
 
@@ -311,7 +333,7 @@ def attention_of(method):
 
 def test_states_end_with_the_generation_and_branches_and_rows_keep_their_own(cases):
     layout = VideoLayout(5, 8, 10)
-    attention = attention_of(Lite(threshold=0.4, **BLOCKS))
+    attention = attention_of(Lite(threshold=0.4, **RUNNING))
     tokens = video(5, layout, cases, B=2)
     rows = attention.recorder.rows
     attention.recorder.keep_sites = True
@@ -335,7 +357,7 @@ def test_states_end_with_the_generation_and_branches_and_rows_keep_their_own(cas
 
 
 def test_a_batch_row_knows_nothing_of_the_other(cases):
-    method = Lite(threshold=0.4, **BLOCKS)
+    method = Lite(threshold=0.4, **RUNNING)
     alone, together = method.init_state(), method.init_state()
     one, two = video(6, LAYOUT, cases), video(7, LAYOUT, cases)
     both = [torch.cat(pair) for pair in zip(one, two, strict=True)]
@@ -351,7 +373,7 @@ def test_a_batch_row_knows_nothing_of_the_other(cases):
 def test_a_step_that_a_cache_leaves_out_changes_nothing(cases):
     kept = []
     for steps in ((0, 1, 2), (0, 3, 7)):
-        method = Lite(threshold=0.4, **BLOCKS)
+        method = Lite(threshold=0.4, **RUNNING)
         state, tokens = method.init_state(), video(8, LAYOUT, cases)
         for step in steps:
             plan = method.plan(*tokens, LAYOUT, cases.site(step=step), state)
@@ -360,7 +382,7 @@ def test_a_step_that_a_cache_leaves_out_changes_nothing(cases):
     assert torch.equal(*kept)
 
 
-@pytest.mark.parametrize("options", CRITERIA[:4], ids=ids)
+@pytest.mark.parametrize("options", [CRITERIA[0], *CRITERIA[2:4]], ids=ids)
 def test_a_refresh_looks_at_all_tiles_again(options, cases):
     calls = run(Lite(refresh_every=4, **BLOCKS, **options), 9, LAYOUT, cases)
     full = [float(plan.density()) == 1 for plan, _, _ in calls]
@@ -369,7 +391,7 @@ def test_a_refresh_looks_at_all_tiles_again(options, cases):
 
 
 def test_an_earlier_step_or_another_layout_begins_anew(cases):
-    method = Lite(threshold=0.4, **BLOCKS)
+    method = Lite(threshold=0.4, **RUNNING)
     state = method.init_state()
     assert float(run(method, 3, LAYOUT, cases, state=state)[-1][0].density()) < 1
     assert float(run(method, 1, LAYOUT, cases, state=state, start=0)[0][0].density()) == 1
@@ -383,7 +405,7 @@ def test_an_earlier_step_or_another_layout_begins_anew(cases):
 
 def test_a_draft_seed_is_pruned_from_its_first_call_on(cases):
     layout = VideoLayout(4, 12, 16)
-    method = Lite(threshold=0.9, seed="draft", seed_density=0.5)
+    method = Lite(threshold=0.9, criterion="running_mass", seed="draft", seed_density=0.5)
     draft = build_method("draft", {"density": 0.5})
     calls = run(method, 4, layout, cases)
     assert calls[0][0].error_bound is None  # nobody weighed what the seed left out
@@ -400,7 +422,9 @@ def test_a_draft_seed_is_pruned_from_its_first_call_on(cases):
 
 def test_a_refresh_asks_the_seed_again(cases):
     layout = VideoLayout(4, 12, 16)
-    method = Lite(threshold=0.9, seed="draft", seed_density=0.4, refresh_every=3)
+    method = Lite(
+        threshold=0.9, criterion="running_mass", seed="draft", seed_density=0.4, refresh_every=3
+    )
     calls = run(method, 6, layout, cases)
     draft = build_method("draft", {"density": 0.4})
     again = draft.plan(*calls[3][1], layout, cases.site(), draft.init_state())
@@ -433,7 +457,7 @@ def table(**changes):
 
 
 def test_thresholds_hold_by_layer_and_part_of_the_steps(cases):
-    method = Lite(thresholds=table(), **BLOCKS)
+    method = Lite(thresholds=table(), **RUNNING)
     found = [method.thresholds.of(cases.site(step, layer)) for layer, step in
              ((0, 0), (3, 9), (3, 10), (3, 19))]  # fmt: skip
     assert found == [0.0, pytest.approx(0.3), 0.05, 0.05]
@@ -442,7 +466,7 @@ def test_thresholds_hold_by_layer_and_part_of_the_steps(cases):
         (float(x.float().mean()) for x in several), reverse=True
     )
     assert float(several[0].float().mean()) == 1
-    alone = masks(run(Lite(threshold=0.1 * 7, **BLOCKS), 2, LAYOUT, cases))[-1]
+    alone = masks(run(Lite(threshold=0.1 * 7, **RUNNING), 2, LAYOUT, cases))[-1]
     assert torch.equal(several[2], alone)
     assert method.thresholds.as_values() == table()
 
@@ -458,15 +482,17 @@ def test_thresholds_hold_by_layer_and_part_of_the_steps(cases):
         ({"threshold": float("nan")}, "must be a number"),
         ({"threshold": True}, "must be a number"),
         ({"threshold": "0.1"}, "must be a number"),
-        ({"criterion": "best"}, "criterion='best' is unknown; use one of running_mass"),
+        ({"criterion": "best"}, "criterion='best' is unknown; use one of previous_mass"),
         ({"order": "spiral"}, "order='spiral' is unknown"),
+        ({"heads": "rows"}, "heads='rows' is unknown"),
+        ({"frames": 2}, "above 1, order='compact'"),
         ({"refresh_every": 1}, "refresh_every=1 must be at least 2"),
         ({"seed": "draft", "seed_density": 0.0}, r"seed_density=0.0 must lie in \(0, 1\]"),
         ({"blocks": (0, 8)}, "blocks="),
         ({"density": 0.0}, r"density=0.0 must lie in \(0, 1\]"),
         ({"thresholds": 0.1}, "must be a table with .* a single number goes to threshold="),
-        ({"thresholds": table(), "threshold": 0.1}, "both given"),
-        ({"thresholds": table(), "criterion": "running_max"}, "are for criterion 'running_mass'"),
+        ({"thresholds": table(), "threshold": 0.1, "criterion": "running_mass"}, "both given"),
+        ({"thresholds": table()}, "are for criterion 'running_mass', not 'previous_mass'"),
         ({"thresholds": table(extra=1)}, "unknown 'extra'"),
         ({"thresholds": {"criterion": "running_mass"}}, "no 'blocks'"),
         ({"thresholds": table(layers={"transformer": [[-3.0]]})}, r"transformer 0=-3.0 must lie"),
@@ -480,7 +506,7 @@ def test_impossible_parameters_are_refused_with_the_reason(wrong, message):
 
 
 def test_thresholds_of_another_model_tile_or_unknown_steps_are_refused(cases):
-    method = Lite(thresholds=table(), **BLOCKS)
+    method = Lite(thresholds=table(), **RUNNING)
     site = cases.site()
     with pytest.raises(UsageError, match=r"another model: .*8 layers, and this is .* 30 layers"):
         method.thresholds.of(replace(site, num_layers=30))
@@ -489,7 +515,7 @@ def test_thresholds_of_another_model_tile_or_unknown_steps_are_refused(cases):
     with pytest.raises(UsageError, match=r"give num_steps= to handle.generation"):
         method.thresholds.of(replace(site, num_steps=None))
     with pytest.raises(UsageError, match=r"tiles of 16 x 8 tokens and the kernels take 64 x 64"):
-        run(Lite(thresholds=table()), 1, LAYOUT, cases)
+        run(Lite(thresholds=table(), criterion="running_mass"), 1, LAYOUT, cases)
 
 
 def test_a_density_that_text_alone_exceeds_is_refused(cases):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.kernels.tile_drop import drop_light_tiles, tile_weights
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, build_method, register
-from vidsparse.methods.budget import Budget
+from vidsparse.methods.budget import Budget, BudgetKind
 from vidsparse.methods.lite_start import Order, all_tiles, seeded_tiles
 from vidsparse.methods.lite_state import LiteState, Tiles
 from vidsparse.methods.lite_thresholds import (
@@ -29,6 +29,9 @@ from vidsparse.methods.lite_weights import (
 )
 from vidsparse.plan import AttentionPlan, CallSite
 
+Heads = Literal["equal", "shared"]
+_BUDGETS: dict[Heads, BudgetKind] = {"equal": "flat", "shared": "shared"}
+
 
 @register
 @dataclass(frozen=True)
@@ -41,17 +44,20 @@ class Lite(SparseMethod):
     query block's own neighbourhood, always stay. Nothing is planned: the only cost is what the
     statistic takes inside the kernel, and the lists.
 
-    Three criteria: "running_mass" is the tile's share of the row's attention up to and including
-    it, at least its true share and, as the direction alternates, at most twice that after two
-    calls; "previous_mass" is its share against the log-sum-exp of the step before, which costs
-    memory and a call; "running_max" is the paper's, the largest logit of the tile against the
-    running maximum. Both masses bound the error of the output: leaving out a share m moves an
+    Three criteria: "previous_mass" is the tile's share of attention against the log-sum-exp of the
+    step before, which takes a second call on every tile; "running_mass" is its share up to and
+    including it in the kernel's order, at least its true share and, as the direction alternates,
+    at most twice that after two calls; "running_max" is the paper's, the largest logit of the tile
+    against the running maximum. Running ones depend on the order, which makes them poor at ranking
+    tiles for a density. Both masses bound the error of the output: leaving out a share m moves an
     output by at most 2 m times the longest value vector.
 
     Attributes:
-        density: without thresholds, share of query-key pairs kept from the second sparse call on,
-            text and own blocks included, in (0, 1]: the tiles with the least statistic go.
-        criterion: "running_mass", "previous_mass" or "running_max".
+        density: without thresholds, share of query-key pairs kept once all tiles were weighed,
+            text and own blocks included, in (0, 1]: the lightest tiles go, once.
+        heads: without thresholds, "equal" gives every head the same budget, "shared" lets the heads
+            of a layer compete for one.
+        criterion: "previous_mass", "running_mass" or "running_max".
         threshold: tiles at or below go, instead of ``density``. For masses a multiple of the even
             share of attention in [0, 1]: at most this share of a row's attention is ever skipped.
             For "running_max" a negative log2 gap, such as -10.
@@ -76,7 +82,8 @@ class Lite(SparseMethod):
     summary: ClassVar[str] = "tiles found light while attending stay skipped"
     source: ClassVar[str] = "LiteAttention, arXiv:2511.11062"
 
-    criterion: Criterion = "running_mass"
+    criterion: Criterion = "previous_mass"
+    heads: Heads = "equal"
     threshold: float | None = None
     thresholds: Mapping[str, Any] | ThresholdTable | None = None
     refresh_every: int | None = None
@@ -89,6 +96,8 @@ class Lite(SparseMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_criterion(self.criterion)
+        if self.heads not in _BUDGETS:
+            raise UsageError(f"heads={self.heads!r} is unknown; use 'equal' or 'shared'")
         if self.order not in ("raster", "compact"):
             raise UsageError(f"order={self.order!r} is unknown; use 'raster' or 'compact'")
         if self.threshold is not None:
@@ -175,6 +184,7 @@ class Lite(SparseMethod):
         """Vary the density, the order of the tiles, and how long skipped tiles stay skipped."""
         return {
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
+            "heads": SearchRange(("equal", "shared")),
             "order": SearchRange(("raster", "compact")),
             "refresh_every": SearchRange((None, 10, 5)),
         }
@@ -251,7 +261,8 @@ class Lite(SparseMethod):
             return
         weight, held = tile_weights(stats, scales)
         sizes, floor = (geometry.q.sizes, geometry.kv.sizes), not geometry.covers_rows
-        kept = Budget("flat", self.density).select(weight, geometry.forced, *sizes, floor=floor)
+        budget = Budget(_BUDGETS[self.heads], self.density)
+        kept = budget.select(weight, geometry.forced, *sizes, floor=floor)
         tiles.drop(~kept, held)
 
     def _threshold(self, site: CallSite) -> float | None:

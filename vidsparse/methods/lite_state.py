@@ -78,8 +78,12 @@ class Tiles:
         """
         kept = self.kept()
         dropped = kept & light & ~self.geometry().forced
-        self.bits, self.full = pack_bits(kept & ~dropped), False
-        self.skipped += (held * dropped).sum(-1)
+        self.take(pack_bits(kept & ~dropped), held.masked_fill(~dropped, 0.0).sum(-1))
+
+    def take(self, bits: Tensor, held: Tensor) -> None:
+        """Go on with fewer tiles, those dropped having ``held`` (B, H, Nq) of the attention."""
+        self.bits, self.full = bits, False
+        self.skipped = self.skipped + held
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from vidsparse.errors import UsageError
 from vidsparse.plan import CallSite
 
-Criterion = Literal["running_mass", "running_max", "previous_mass"]
+Criterion = Literal["previous_mass", "running_mass", "running_max"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 # Thresholds under which no tile is ever skipped.
 KEEP_ALL: dict[Criterion, float] = {

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.running_statistics import RunningStat
+from vidsparse.kernels.tile_drop import TileScales
 from vidsparse.methods.blocks import BlockGeometry
 from vidsparse.methods.lite_thresholds import Criterion
 
@@ -16,34 +17,28 @@ RUNNING: dict[Criterion, RunningStat] = {
 }
 
 
-def weigh(
-    criterion: Criterion,
-    stats: Tensor,
-    geometry: BlockGeometry,
-    drift: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Read the kernel's statistic.
+def tile_scales(
+    criterion: Criterion, stats: Tensor, geometry: BlockGeometry, drift: Tensor | None
+) -> TileScales:
+    """Say how the kernel's statistic is read.
+
+    A mass then weighs in multiples of the even share of attention, and a tile holds its share per
+    query. A tile of logits at most 2^gap of the row's largest holds at most that per key.
 
     Args:
-        criterion: which one it is.
+        criterion: which statistic it is.
         stats: (B, H, Nq, Nkv) float32, as the kernel gave it.
         geometry: sizes of the tiles.
         drift: (B, H, Nq), for "previous_mass": what masses may be too small by.
-
-    Returns:
-        Each tile's weight in the threshold's unit, and the most attention per query that it holds,
-        a share; both (B, H, Nq, Nkv) float32.
     """
+    by_query = geometry.q.sizes.float().reciprocal().expand(stats.shape[:3])
     if criterion == "running_max":
-        # No key weighs more than 2^gap of the row's largest, and no largest more than 1.
-        return stats, (stats.exp2() * geometry.kv.sizes).clamp(max=1)
-    share = stats / geometry.q.sizes[:, None]
-    even = geometry.kv.sizes / geometry.kv.num_tokens
+        return TileScales(by_query, geometry.kv.sizes.float(), by_query, gaps=True)
+    by_key = geometry.kv.num_tokens / geometry.kv.sizes.float()
     if drift is None:
-        return share / even, share
+        return TileScales(by_query, by_key, by_query)
     # What a row of tiles drifted by as a whole since the step before does not count.
-    total = stats.sum(-1, keepdim=True)
-    return stats / total / even, share * drift[..., None]
+    return TileScales(stats.sum(-1).reciprocal(), by_key, drift * by_query)
 
 
 def group_lse(lse: Tensor) -> Tensor:
