@@ -1,0 +1,104 @@
+import pytest
+
+from vidsparse.config import SparseConfig
+from vidsparse.errors import UsageError
+from vidsparse.preset_parts import Band
+from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up_sigma
+from vidsparse.tuning.speed import (
+    SHORT_STEPS,
+    SpeedModel,
+    step_densities,
+    time_variant,
+    variant_key,
+)
+
+SIGMAS = [0.95, 0.85, 0.7, 0.5, 0.2]
+SVG = Variant("svg", {"rows": 32}, (0.5, 0.3, 0.1))
+
+
+def model():
+    made = SpeedModel(dense_seconds=10.0, dense_step=1.0, sigmas=SIGMAS)
+    # A sparse step takes 0.3 and the density; the first one 0.5 more.
+    run = lambda config, steps: [  # noqa: E731
+        0.3 + config.parameters["density"] + (0.5 if i == 0 else 0) for i in range(steps)
+    ]
+    made.variants[variant_key(SVG.config(0.5, None))] = time_variant(SVG, run, (0.2, 0.4))
+    return made
+
+
+def candidate(density, above=None, **changes):
+    return Candidate("x", SVG.config(density, above).model_copy(update=changes))
+
+
+@pytest.mark.parametrize(("above", "sparse"), [(None, 5), (0.9, 4), (0.6, 2), (0.1, 0)])
+def test_predicted_time_is_that_of_the_steps(above, sparse):
+    expected = 2.0 * (5 - sparse + sparse * (0.3 + 0.1) + (0.5 if sparse else 0))
+    assert model().predict(candidate(0.1, above)) == pytest.approx(expected)
+
+
+def test_bands_are_predicted_step_by_step():
+    bands = [Band(above_sigma=0.6, layers=[0.2, 0.6]), Band(above_sigma=0.0, density=0.1)]
+    banded = candidate(0.3, 0.9, bands=bands)
+    assert step_densities(banded.config, SIGMAS[1:]) == [0.4, 0.4, 0.1, 0.1]
+    expected = 2.0 * (1 + 4 * 0.3 + 2 * 0.4 + 2 * 0.1 + 0.5)
+    assert model().predict(banded) == pytest.approx(expected)
+
+
+def test_measured_clips_correct_later_predictions_of_the_same_variant():
+    made = model()
+    raw = made.predict(candidate(0.3))
+    made.learn(candidate(0.3), raw * 1.2)
+    assert made.predict(candidate(0.1)) == pytest.approx(made.predict_raw(candidate(0.1)) * 1.2)
+    assert made.predict_raw(candidate(0.3)) == pytest.approx(raw)
+
+
+def test_unknown_variants_and_caches_are_not_predicted():
+    other = Candidate("x", SparseConfig(method="svg", parameters={"density": 0.3}))
+    assert model().predict(other) is None
+    cached = candidate(0.3, cache={"name": "first_block"})
+    assert model().predict(cached) is None
+
+
+def test_density_for_a_time_is_the_predictions_inverse():
+    made = model()
+    density = made.density_for(SVG, made.predict(candidate(0.25, 0.9)), 0.9)
+    assert density == pytest.approx(0.25, abs=1e-3)
+    assert made.density_for(SVG, 0.0, None) == pytest.approx(0.1, abs=1e-3)
+    assert made.density_for(SVG, 99.0, None) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_short_runs_are_short():
+    assert SHORT_STEPS < 10
+
+
+@pytest.mark.parametrize(
+    ("share", "above"), [(0.0, None), (0.2, 0.9), (0.4, 0.775), (0.8, 0.35), (1.0, 0.1)]
+)
+def test_warm_up_as_noise_lies_between_two_steps(share, above):
+    assert warm_up_sigma(SIGMAS, share) == above
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_warm_up_as_noise_keeps_its_share_at_other_step_counts(steps):
+    def schedule(count):
+        even = [1 - i / count for i in range(count)]
+        return [4 * s / (1 + 3 * s) for s in even]
+
+    above = warm_up_sigma(schedule(20), 0.2)
+    assert sum(sigma > above for sigma in schedule(steps)) == round(0.2 * steps)
+
+
+def test_variants_are_defaults_and_single_changes():
+    found = variants_of(["svg", "draft"])
+    assert {v.method for v in found} == {"svg", "draft"}
+    assert [v.label for v in found if not v.parameters] == ["svg", "draft"]
+    assert all(len(v.parameters) <= 1 for v in found)
+    assert all(list(v.densities) == sorted(v.densities, reverse=True) for v in found)
+
+
+def test_all_methods_are_searched_but_no_control():
+    names = {variant.method for variant in variants_of()}
+    assert {"svg", "svg2", "draft", "adaspa", "lite"} <= names
+    assert names.isdisjoint({"dense", "random", "oracle", "oracle-error"})
+    with pytest.raises(UsageError, match="unknown method"):
+        variants_of(["nope"])
