@@ -168,7 +168,7 @@ def family_of(transformer: nn.Module) -> ModelFamily:
     known = ", ".join(name for family in families for name in family.models)
     raise UnsupportedPipelineError(
         f"{type(transformer).__name__} is not supported; supported transformers are {known} "
-        f"(pipelines {', '.join(supported_pipelines())}); to add a family, write one file like "
+        "(vidsparse models lists their pipelines); to add a family, write one file like "
         "vidsparse/pipelines/wan.py with a ModelFamily decorated by @register"
     )
 

@@ -82,7 +82,7 @@ def test_inapplicable_transformer_is_refused_with_the_reason(spy: Any) -> None:
 def test_unknown_transformer_is_told_what_is_supported_and_how_to_add_it(spy: Any) -> None:
     with pytest.raises(UnsupportedPipelineError) as error:
         attach(torch.nn.Linear(2, 2), spy)
-    for part in ("Linear is not supported", "MotifVideoTransformer3DModel", "HeliosPipeline"):
+    for part in ("Linear is not supported", "MotifVideoTransformer3DModel", "vidsparse models"):
         assert part in str(error.value)
     file = re.search(r"one file like vidsparse/(\S+) with a ModelFamily", str(error.value))
     assert file is not None
