@@ -72,7 +72,7 @@ def test_short_runs_are_short():
 
 
 @pytest.mark.parametrize(
-    ("share", "above"), [(0.0, None), (0.2, 0.9), (0.4, 0.775), (0.8, 0.35), (1.0, 0.1)]
+    ("share", "above"), [(0.0, None), (0.2, 0.875), (0.4, 0.7375), (0.8, 0.275), (1.0, 0.05)]
 )
 def test_warm_up_as_noise_lies_between_two_steps(share, above):
     assert warm_up_sigma(SIGMAS, share) == above

@@ -166,7 +166,8 @@ def warm_up_sigma(sigmas: Sequence[float], share: float) -> float | None:
     if count == 0:
         return None
     below = sigmas[count] if count < len(sigmas) else 0.0
-    return round((sigmas[count - 1] + below) / 2, 4)
+    # Nearer to the first sparse step: with more steps, those in between are mostly dense ones.
+    return round(below + (sigmas[count - 1] - below) / 4, 4)
 
 
 def _densities(values: Sequence[Any]) -> tuple[float, ...]:
