@@ -16,7 +16,8 @@ _HISTORY = {"short": 1, "mid": 2, "long": 4}
 class HeliosFamily(ModelFamily):
     """Long, mid and short history at 1/4, 1/2 and full resolution, then the chunk.
 
-    History tokens are kept as text is: every query sees them, and they see everything.
+    History tokens are kept as text is: every query sees them, and they see everything. Each chunk
+    is a generation, and so is each stage of the pyramid: dense steps are counted in each.
     """
 
     name = "helios"

@@ -167,6 +167,26 @@ class Contract:
             tokens = (change > 1e-3 * change.max()).nonzero().flatten().tolist()
             assert tokens == [plain.layout.text_before + (f * height + y) * width + x]
 
+    def check_output(self) -> None:
+        """A token of a packed prediction changes the latent that the layout says, and no other."""
+        layout = self.spy.layouts[0]
+        place = (layout.frames - 1, layout.height - 1, 0)
+        token = layout.text_before + (place[0] * layout.height + place[1]) * layout.width
+
+        def put(module: Any, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> Any:
+            marked = output[0].clone()
+            marked[:, token] += 10
+            return marked, *output[1:]
+
+        plain = self.tiny.latents(steps=1)
+        hook = self.tiny.pipe.transformer.register_forward_hook(put)
+        change = (self.tiny.latents(steps=1) - plain).abs()
+        hook.remove()
+        if change.dim() == 3:
+            change = self.tiny.pipe._unpack_latents(change, *layout.grid, 1, 1)
+        changed = change.amax(dim=(0, 1))
+        assert (changed > 1e-3 * changed.max()).nonzero().tolist() == [list(place)]
+
     def check_sparse(self, changes: dict[str, Any], *, density: float = 0.6) -> None:
         """Sparse on a larger video: finite, every call sparse, states apart."""
         with vidsparse.enabled(

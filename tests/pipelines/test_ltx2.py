@@ -25,6 +25,9 @@ def test_contract(kind: str, contract: Callable[..., Any]) -> None:
     perturbed = {} if kind else {"perturbed guidance": 6}
     assert dict(family.spy.recorder.dense) == perturbed
     family.check_marker("BSC", (1, 1, 1))
+    if kind:
+        # The guidances of the other kind mix all latents.
+        family.check_output()
     family.check_sparse({"num_frames": 5})
     family.check_disabled()
 
