@@ -15,6 +15,8 @@ preset = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Show, check, copy and share presets."
 )
 
+_TUNED_ON = 2
+
 Name = Annotated[str, typer.Argument(metavar="PRESET", help="File, or name of a bundled preset.")]
 HubFile = Annotated[str, typer.Option(help="File in the repository.")]
 
@@ -96,6 +98,52 @@ def export(
 
     SparseConfig.load(name).save(out)
     typer.echo(f"wrote {out}")
+
+
+@preset.command()
+def measure(
+    name: Name,
+    model: common.Model = "tiny",
+    force: common.Force = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file, one prompt per line; built-in ones if not.")
+    ] = None,
+    clips: Annotated[int, typer.Option(help="Clips, each with a prompt of its own.")] = 4,
+    grid: common.Grid = None,
+    height: common.Height = None,
+    width: common.Width = None,
+    num_frames: common.NumFrames = None,
+    steps: common.Steps = None,
+    guidance: common.Guidance = None,
+    seed: common.Seed = 1000,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.JsonFlag = False,
+) -> None:
+    """Generate with a preset and densely: does it hold at this size and number of steps?"""
+    from vidsparse.cli_generate import load_for_sampling
+    from vidsparse.config import SparseConfig
+    from vidsparse.fingerprint import check_model
+    from vidsparse.generate import Sampling
+    from vidsparse.quality import load_lpips
+    from vidsparse.tuning.lab import PipelineLab
+    from vidsparse.tuning.measure import measure_preset
+    from vidsparse.tuning.prompts import scenes_for
+
+    config = SparseConfig.load(name)
+    config.build()
+    # The first prompts of the list are those that presets are tuned on.
+    _, scenes = scenes_for(model, prompts, tuning=_TUNED_ON, held_out=clips, seed=seed)
+    asked = Sampling(height, width, num_frames, steps, guidance)
+    pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
+    if config.model is not None and not force:
+        check_model(config.model, pipe)
+    lab = PipelineLab(pipe, sampling, load_lpips(pipe.device))
+    found = measure_preset(lab, config.model_copy(update={"model": None}), scenes, label=name)
+    if json:
+        common.print_json({"sampling": sampling.arguments(), **found.as_dict()})
+        return
+    typer.echo(found.line())
 
 
 @preset.command()

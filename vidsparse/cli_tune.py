@@ -166,6 +166,7 @@ def _run(
         "methods": request.methods,
         "caches": list(caches),
         "keep": request.keep,
+        "max_time": request.minutes,
         "device": device_name(lab.pipe.device),
         "dtype": str(lab.pipe.transformer.dtype),
     }

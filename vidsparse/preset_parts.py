@@ -110,7 +110,7 @@ class Measured(Section):
         dense_seconds: of denoising a clip densely.
         density: mean kept share of the sparse calls.
         overall_density: the same, dense calls counting 1.
-        target: what was asked for.
+        target: bounds that were asked for, by name: min_psnr, min_ssim, max_lpips.
         versions: of the packages.
         commit: of vidsparse.
         date: of the measurement, UTC.
@@ -133,7 +133,7 @@ class Measured(Section):
     dense_seconds: float | None = None
     density: float | None = None
     overall_density: float | None = None
-    target: str | None = None
+    target: dict[str, float] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
     date: str | None = None

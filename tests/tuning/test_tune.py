@@ -197,3 +197,18 @@ def test_lpips_bound_without_lpips_is_refused():
 
     with pytest.raises(UsageError, match="LPIPS, which is unavailable"):
         Target(max_lpips=0.1).slack(Scores(30, 0.9))
+
+
+def test_preset_is_measured_against_its_own_target():
+    from vidsparse.config import SparseConfig
+    from vidsparse.tuning.measure import measure_preset
+
+    settings = {"method": "draft", "parameters": {"density": 0.3}, "dense_steps": 0}
+    facts = {"device": "d", "dtype": "float32", "clips": 1, "psnr": 30, "ssim": 0.9, "speedup": 2}
+    for psnr, meets in ((20.0, True), (40.0, False)):
+        config = SparseConfig(**settings, measured={**facts, "target": {"min_psnr": psnr}})
+        found = measure_preset(FakeLab(), config, SCENES, label="x")
+        assert found.as_dict()["meets"] is meets
+        assert ("meets" if meets else "misses") in found.line()
+    unknown = measure_preset(FakeLab(), SparseConfig(**settings), SCENES, label="x")
+    assert unknown.as_dict()["meets"] is None

@@ -117,6 +117,10 @@ class Target:
             room.append((self.max_lpips - scores.lpips) / _LPIPS_UNIT)
         return min(room)
 
+    def as_dict(self) -> dict[str, float]:
+        """Return the bounds that are given, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
     def met_by(self, scores: Scores) -> bool:
         """Say whether all bounds hold."""
         return self.slack(scores) >= 0

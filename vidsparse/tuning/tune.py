@@ -171,7 +171,8 @@ class Search:
         return doomed
 
     def _search(self, arm: Arm) -> None:
-        if self._out_of_time():
+        # Kept, so that a search that goes on leaves out the same arms.
+        if self.journal.once(f"late for {arm.label}", self._out_of_time):
             self.skipped[arm.label] = "the time limit was reached"
             return
         search_arm(arm, self.best, self.probe, self.speed.predict)

@@ -225,7 +225,7 @@ def measured_preset(
         dense_seconds=round(validation.dense_seconds, 3),
         density=_rounded(validation.density, 4),
         overall_density=_rounded(validation.overall_density, 4),
-        target=str(target),
+        target=target.as_dict(),
         **facts,
     )
     note = f"Tuned for {target}: {validation.candidate.label}."
