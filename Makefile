@@ -12,5 +12,6 @@ lint: types  ## Lint, format check, types.
 test:  ## All tests that run without a GPU.
 	pytest -m "not gpu"
 
-tables:  ## README's tables from profiling/results and the registries.
+tables:  ## The pages' tables from profiling/results and the registries.
 	python -P -m vidsparse.profiling.tables --write README.md
+	python -P -m vidsparse.profiling.tables --write profiling/results/README.md

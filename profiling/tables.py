@@ -1,14 +1,14 @@
-"""Make the tables of README.md from results files and registries: nothing is typed by hand.
+"""Make the tables of the pages from results files and registries: nothing is typed by hand.
 
-``python -m vidsparse.profiling.tables --write README.md`` replaces what stands between the markers
-``<!-- results -->`` and ``<!-- end of results -->``, and alike for ``methods`` and ``pipelines``;
-``--check README.md`` fails when something differs.
+``python -m vidsparse.profiling.tables --write README.md`` replaces what stands between markers such
+as ``<!-- results -->`` and ``<!-- end of results -->``; ``--check README.md`` fails when something
+differs. ``results`` is every results file, ``headline`` the ones that a newcomer asks for.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ class Kind:
         prefix: of its name.
         title: heading of its table.
         columns: keys of its rows and their headings, in order; keys no row has are left out.
+        headline: whether its tables belong to the headline.
     """
 
     prefix: str
     title: str
     columns: dict[str, str]
+    headline: bool = False
 
 
 KINDS = (
@@ -82,6 +84,41 @@ KINDS = (
             "overhead_fraction": "overhead / dense",
             "attention_speedup": "speed-up of attention",
         },
+        headline=True,
+    ),
+    Kind(
+        "model",
+        "Denoising steps of released transformers, random weights",
+        {
+            "shape": "shape",
+            "tokens": "tokens",
+            "layers": "layers run",
+            "method": "method",
+            "density": "density",
+            "dense_ms": "dense step (ms)",
+            "step_ms": "sparse step (ms)",
+            "attention_share": "attention's share",
+            "attention_speedup": "speed-up of attention",
+            "step_speedup": "of a step",
+            "amdahl_fraction": "of the ceiling",
+            "e2e_speedup_50": "of 50 steps, 10 dense",
+            "dense_backend": "dense backend",
+        },
+        headline=True,
+    ),
+    Kind(
+        "compensation",
+        "What compensation costs",
+        {
+            "case": "case",
+            "impl": "kernel",
+            "heads": "heads",
+            "density": "density",
+            "kernel_ms": "plain (ms)",
+            "compensated_ms": "compensated (ms)",
+            "means_ms": "means alone (ms)",
+            "extra_fraction": "extra",
+        },
     ),
     Kind(
         "kernels",
@@ -98,8 +135,12 @@ KINDS = (
             "fraction_of_ideal": "of ideal",
             "rel_error": "error",
         },
+        headline=True,
     ),
 )
+
+# The quality overview: one grid, one column of PSNR for each density.
+_OVERVIEW_GRID, _OVERVIEW_DENSITIES = "gpu", (0.5, 0.3, 0.2)
 
 
 def results_tables(folder: Path = RESULTS) -> str:
@@ -109,12 +150,45 @@ def results_tables(folder: Path = RESULTS) -> str:
         folder: holds ``<kind>-<name>.json`` files of ``{"meta": ..., "rows": [...]}``; files of
             other kinds are left out.
     """
-    parts = [
+    return "\n\n".join(_sections(folder, KINDS))
+
+
+def headline_tables(folder: Path = RESULTS) -> str:
+    """Return Markdown: an overview of quality, then the tables that newcomers ask for."""
+    kinds = [kind for kind in KINDS if kind.headline]
+    return "\n\n".join([quality_overview(folder), *_sections(folder, kinds)])
+
+
+def quality_overview(folder: Path = RESULTS) -> str:
+    """Return Markdown: PSNR of every method by density on one grid, from all quality files."""
+    rows = [
+        row
+        for path in sorted(folder.glob("quality-*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        if row["grid"] == _OVERVIEW_GRID and row["psnr"] is not None
+    ]
+    densities = [d for d in _OVERVIEW_DENSITIES if any(r["requested_density"] == d for r in rows)]
+    found = {(r["method"], r["clips"], r["requested_density"]): r for r in rows}
+    header = ["method", "clips", *(f"PSNR at {d} (dB)" for d in densities), "recall at 0.3"]
+    lines = [
+        [
+            method,
+            str(clips),
+            *(cell(found.get((method, clips, d), {}).get("psnr")) for d in densities),
+            cell(found.get((method, clips, 0.3), {}).get("recall")),
+        ]
+        for method, clips in dict.fromkeys((r["method"], r["clips"]) for r in rows)
+    ]
+    title = f"### Quality of the bundled model, grid `{_OVERVIEW_GRID}`"
+    return "\n".join([title, "", _table(header, lines)])
+
+
+def _sections(folder: Path, kinds: Sequence[Kind]) -> list[str]:
+    return [
         _section(kind, path)
-        for kind in KINDS
+        for kind in kinds
         for path in sorted(folder.glob(f"{kind.prefix}-*.json"))
     ]
-    return "\n\n".join(parts)
 
 
 def _section(kind: Kind, path: Path) -> str:
@@ -126,6 +200,7 @@ def _section(kind: Kind, path: Path) -> str:
         "",
         f"{meta['device']}, torch {meta['torch']}, commit {meta['commit'] or 'unknown'}, "
         f"{meta['date'][:10]}: `{meta['command']}`",
+        *(["", f"Note: {meta['note']}."] if meta.get("note") else []),
         "",
         _line(columns.values()),
         _line("---" for _ in columns),
@@ -190,13 +265,22 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def all_tables(folder: Path = RESULTS) -> dict[str, str]:
-    """Return every table of README.md by the name of its markers."""
-    return {
-        "methods": methods_table(),
-        "pipelines": pipelines_table(),
-        "results": results_tables(folder),
+def tables_of(page: str, folder: Path = RESULTS) -> dict[str, str]:
+    """Return the tables that a page has markers for, by their names.
+
+    Raises:
+        UsageError: it has none.
+    """
+    makers: dict[str, Callable[[], str]] = {
+        "methods": methods_table,
+        "pipelines": pipelines_table,
+        "headline": lambda: headline_tables(folder),
+        "results": lambda: results_tables(folder),
     }
+    found = {name: make() for name, make in makers.items() if f"<!-- {name} -->" in page}
+    if not found:
+        raise UsageError(f"the page has no <!-- name --> of {', '.join(makers)}")
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     page = options.write or options.check
     old = page.read_text(encoding="utf-8")
-    new = with_tables(old, all_tables())
+    new = with_tables(old, tables_of(old))
     if options.write:
         write_text(page, new)
         return 0

@@ -3,13 +3,16 @@ import json
 import pytest
 import torch
 
+from vidsparse.attention import dense_attention
 from vidsparse.errors import UsageError
+from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, build_method
 from vidsparse.pipelines.base import family_of
 from vidsparse.profiling.bench_model import (
     ModelBench,
     StepTimes,
     check_memory,
+    dense_without_mask,
     main,
     mean_sparse_step,
     with_layers,
@@ -86,6 +89,19 @@ def test_a_row_adds_up_and_reports_every_part(tmp_path, capsys):
     assert row["step_speedup"] == pytest.approx(row["dense_ms"] / row["step_ms"], rel=1e-2)
     ceiling = 1 / (1 - row["attention_share"] * (1 - row["density"]))
     assert row["amdahl_fraction"] == pytest.approx(row["step_speedup"] / ceiling, rel=1e-2)
+
+
+def test_dense_attention_beside_padding_text_sees_real_tokens_only():
+    layout = VideoLayout(2, 4, 4, text_after=6, text_valid=(2, 6))
+    q, k, v = torch.randn(3, 2, 1, 38, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    out = dense_without_mask(layout, q, k, v)
+    for row, end in enumerate((34, 38)):
+        real = (slice(row, row + 1), slice(None), slice(0, end))
+        torch.testing.assert_close(out[real], dense_attention(q[real], k[real], v[real]))
+    assert not out[0, :, 34:].any()
+    alone = [x[1:] for x in (q, k, v)]
+    one = VideoLayout(2, 4, 4, text_after=6, text_valid=(6,))
+    assert torch.equal(dense_without_mask(one, *alone), dense_attention(*alone))
 
 
 def test_8bit_steps_stand_beside_a_dense_step_in_full_precision(tmp_path):

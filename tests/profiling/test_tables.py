@@ -6,7 +6,13 @@ import pytest
 pytest.importorskip("cv2")
 
 from vidsparse.errors import UsageError
-from vidsparse.profiling.tables import cell, results_tables, with_tables
+from vidsparse.profiling.tables import (
+    cell,
+    quality_overview,
+    results_tables,
+    tables_of,
+    with_tables,
+)
 
 META = {
     "device": "GPU", "torch": "2.14", "commit": "abc", "date": "2026-01-02T03", "command": "do it"
@@ -22,6 +28,32 @@ def test_results_become_a_table_with_device_and_command(tmp_path: Path) -> None:
     assert "| a | triton | 0.25 | 1.235 | 0 |" in table
     assert "dense (ms)" not in table
     assert table.count("###") == 1
+
+
+def test_the_overview_has_a_row_per_method_and_a_column_per_density(tmp_path: Path) -> None:
+    def row(method: str, density: float, psnr: float, grid: str = "gpu") -> dict[str, object]:
+        return {
+            "method": method, "grid": grid, "requested_density": density, "psnr": psnr,
+            "recall": 0.6, "clips": 4,
+        }  # fmt: skip
+
+    rows = [row("svg", 0.5, 32.2), row("svg", 0.3, 29.8), row("draft", 0.3, 27.7)]
+    rows.append(row("svg", 0.2, 11.1, grid="cpu"))
+    (tmp_path / "quality-a.json").write_text(json.dumps({"meta": META, "rows": rows}))
+    lines = quality_overview(tmp_path).splitlines()
+    assert lines[2] == "| method | clips | PSNR at 0.5 (dB) | PSNR at 0.3 (dB) | recall at 0.3 |"
+    assert lines[4:] == ["| svg | 4 | 32.2 | 29.8 | 0.6 |", "| draft | 4 | - | 27.7 | 0.6 |"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "profiling/results/README.md"])
+def test_pages_say_what_the_results_say(page: str) -> None:
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    assert with_tables(text, tables_of(text)) == text, "run: make tables"
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no <!-- name --> of methods, pipelines"):
+        tables_of("nothing here")
 
 
 def test_cells() -> None:
