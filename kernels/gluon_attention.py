@@ -342,10 +342,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         first_sum = row_sum
         if STATS:
             pending = _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
-        if FIXED:
-            packed = _pack_weights(p, dtype)
-        else:
-            packed = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+        packed = _pack_weights(p, dtype)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
         v_stage = 0
@@ -363,10 +360,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                     q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True
                 )
                 mbarrier.wait(v_full.index(v_stage), v_phase)
-                if FIXED:  # noqa: SIM108
-                    p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
-                else:
-                    p16 = packed
+                p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
                 acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
                 if PINGPONG:
                     mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
@@ -410,10 +404,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 if not FIXED:
                     acc_decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
                     acc = acc * gl.expand_dims(acc_decay, 1)
-                if FIXED:
-                    packed = _pack_weights(p, dtype)
-                else:
-                    packed = gl.convert_layout(p.to(dtype), WEIGHTS, assert_trivial=True)
+                packed = _pack_weights(p, dtype)
             if STATS:  # noqa: SIM102
                 if PHASE == 0:  # noqa: SIM102
                     if list_tiles > 0:
@@ -427,10 +418,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                             _store_statistic(stats_ptr, list_tiles - 1, pending, GROUP, GROUPS,
                                              WARPS, STATS)  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
-        if FIXED:  # noqa: SIM108
-            p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
-        else:
-            p16 = packed
+        p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
         acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
     filled = row_sum > 0

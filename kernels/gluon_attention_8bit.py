@@ -1,6 +1,6 @@
 """Warp-specialised block-sparse attention for Hopper on 8-bit inputs, in Gluon.
 
-Logits come from an int8 (or e4m3) product, weights are rounded to e4m3 and multiply e4m3 values.
+Logits come from an int8 product, weights are rounded to e4m3 and multiply e4m3 values.
 The CTA is that of ``gluon_attention``; what differs:
 
 - An int32 logit becomes a float by adding its bits to those of 2^23 + 2^22, a conversion without
@@ -78,20 +78,25 @@ def _values(v_bufs, stage):
 
 
 @gluon.jit
-def _as_float(scores, OFFSET: gl.constexpr):
-    """Turn int32 logits into floats that are OFFSET too large."""
-    if OFFSET == 0.0:
-        return scores
-    return (scores + _MAGIC_BITS).to(gl.float32, bitcast=True)
+def _integer_softmax(scores, row_max, row_sum, row_scale):
+    """Fold one tile of int32 logits into the running maximum and sum, in scaled base-2 units."""
+    # The maximum of integers takes half the instructions: one compares three.
+    top = gl.max(scores, axis=1).to(gl.float32)
+    new_max = gl.maximum(row_max, top * row_scale)
+    decay = gl.exp2(row_max - new_max)
+    base = new_max - _SHIFT + _MAGIC * row_scale
+    shifted = (scores + _MAGIC_BITS).to(gl.float32, bitcast=True)
+    weights = gl.exp2(shifted * gl.expand_dims(row_scale, 1) - gl.expand_dims(base, 1))
+    return weights, decay, new_max, row_sum * decay + gl.sum(weights, axis=1)
 
 
 @gluon.jit
-def _softmax(scores, row_max, row_sum, row_scale, OFFSET: gl.constexpr):
-    """Fold one tile into the running maximum and sum, both in scaled base-2 units."""
-    new_max = gl.maximum(row_max, (gl.max(scores, axis=1) - OFFSET) * row_scale)
+def _softmax(scores, row_max, row_sum, row_scale):
+    """Fold one tile of float logits, some of them -inf."""
+    new_max = gl.maximum(row_max, gl.max(scores, axis=1) * row_scale)
     decay = gl.exp2(row_max - new_max)
-    base = new_max - _SHIFT + OFFSET * row_scale
-    weights = gl.exp2(scores * gl.expand_dims(row_scale, 1) - gl.expand_dims(base, 1))
+    base = gl.expand_dims(new_max - _SHIFT, 1)
+    weights = gl.exp2(scores * gl.expand_dims(row_scale, 1) - base)
     return weights, decay, new_max, row_sum * decay + gl.sum(weights, axis=1)
 
 
@@ -142,16 +147,15 @@ def _keep(x):
 
 
 @gluon.jit
-def _tile_scale(k_scale_ptr, index_ptr, tile, count, BOXES: gl.constexpr):
+def _tile_scale(k_scale_ptr, index_ptr, tile, count):
     """Scale of a tile of one box."""
-    slot = gl.minimum(gl.maximum(tile * BOXES, 0), count - 1)
-    return gl.load(k_scale_ptr + gl.load(index_ptr + slot))
+    return gl.load(k_scale_ptr + gl.load(index_ptr + gl.minimum(tile, count - 1)))
 
 
 @gluon.jit
-def _scale_boxes(scores, k_scale_ptr, index_ptr, tile, count, OFFSET: gl.constexpr,
-                 BOXES: gl.constexpr, LAYOUT: gl.constexpr):  # fmt: skip
-    """Scale the keys of each box of a tile of several."""
+def _scale_boxes(scores, k_scale_ptr, index_ptr, tile, count, BOXES: gl.constexpr,
+                 LAYOUT: gl.constexpr):  # fmt: skip
+    """Turn the int32 logits of a tile of several boxes into floats, each scaled with its box."""
     CHUNK: gl.constexpr = scores.shape[1] // BOXES
     columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, LAYOUT))
     scale = gl.zeros([scores.shape[1]], gl.float32, gl.SliceLayout(0, LAYOUT))
@@ -159,25 +163,27 @@ def _scale_boxes(scores, k_scale_ptr, index_ptr, tile, count, OFFSET: gl.constex
         slot = gl.minimum(tile * BOXES + box, count - 1)
         own = gl.load(k_scale_ptr + gl.load(index_ptr + slot))
         scale = gl.where(columns // CHUNK == box, own, scale)
-    return (scores - OFFSET) * gl.expand_dims(scale, 0)
+    shifted = (scores + _MAGIC_BITS).to(gl.float32, bitcast=True)
+    return (shifted - _MAGIC) * gl.expand_dims(scale, 0)
+
+
+@gluon.jit
+def _add_values(acc, product, decay, ACC_ROW: gl.constexpr):
+    """Add one tile's product to the output, which decays first."""
+    decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
+    return acc * gl.expand_dims(decay, 1) + product
 
 
 @gluon.jit
 def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty,
-              v_full, v_empty, turn, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr,
+              v_full, v_empty, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr,
               index_ptr, head, first_row, tiles, count, limit, seq_q,
-              BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-              PINGPONG: gl.constexpr, OVERLAP: gl.constexpr):  # fmt: skip
+              BOXES: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """Attend 64 rows."""
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
     TILE_KV: gl.constexpr = k_bufs.shape[2]
     WARPS: gl.constexpr = gl.num_warps()
-    INT: gl.constexpr = q_bufs.dtype == gl.int8
-    LOGIT: gl.constexpr = gl.int32 if INT else gl.float32
-    OFFSET: gl.constexpr = _MAGIC if INT else 0.0
-    # What is left of the offset once boxes have been scaled on their own.
-    LEFT: gl.constexpr = OFFSET if BOXES == 1 else 0.0
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[WARPS, 1], instr_shape=[16, TILE_KV, 32])  # fmt: skip
     ACC: gl.constexpr = gl.NVMMADistributedLayout(
@@ -189,118 +195,75 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_ful
     q = q_bufs.index(GROUP).reshape([ROWS, D])
     acc = gl.zeros([ROWS, D], gl.float32, ACC)
     zero = gl.zeros([ROWS, D], gl.float32, ACC)
-    no_scores = gl.zeros([ROWS, TILE_KV], LOGIT, SCORES)
+    no_scores = gl.zeros([ROWS, TILE_KV], gl.int32, SCORES)
     row_max = gl.full([ROWS], -float("inf"), gl.float32, SCORE_ROW)
     row_sum = gl.zeros([ROWS], gl.float32, SCORE_ROW)
     rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
     place = head.to(gl.int64) * seq_q + rows
     q_scale = gl.load(q_scale_ptr + place, mask=rows < seq_q, other=1.0)
     if tiles > 0:
-        tile_scale = _tile_scale(k_scale_ptr, index_ptr, tiles - 1, count, BOXES)
         mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
         s = warpgroup_mma(q, _keys(k_bufs, 0), no_scores, use_acc=False, is_async=True)
-        f = _as_float(warpgroup_mma_wait(0, deps=[s]), OFFSET)
+        s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
-        if BOXES > 1:
-            f = _scale_boxes(f, k_scale_ptr, index_ptr, tiles - 1, count, OFFSET, BOXES, SCORES)
-            tile_scale = gl.to_tensor(1.0)
+        first = _scale_boxes(s, k_scale_ptr, index_ptr, tiles - 1, count, BOXES, SCORES)
         if limit < TILE_KV:
             column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
-            f = gl.where(gl.expand_dims(column, 0) < limit, f, -float("inf"))
+            first = gl.where(gl.expand_dims(column, 0) < limit, first, -float("inf"))
+        p, decay, row_max, row_sum = _softmax(first, row_max, row_sum, q_scale)
+        packed = _pack_weights(p)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
         v_stage = 0
         v_phase = 0
-        if OVERLAP:
-            p, decay, row_max, row_sum = _softmax(f, row_max, row_sum, q_scale * tile_scale, LEFT)
-            p8 = _pack_weights(p)
-            if tiles > 1:
+        if tiles > 1:
+            mbarrier.wait(k_full.index(k_stage), k_phase)
+        for done in range(1, tiles):
+            s_next = warpgroup_mma(
+                q, _keys(k_bufs, k_stage), no_scores, use_acc=False, is_async=True
+            )
+            mbarrier.wait(v_full.index(v_stage), v_phase)
+            p8 = _unpack_weights(packed, ROWS, TILE_KV, WEIGHTS)
+            o = warpgroup_mma(p8, _values(v_bufs, v_stage), zero, use_acc=False, is_async=True)
+            if BOXES == 1:
+                scale = q_scale * _tile_scale(k_scale_ptr, index_ptr, tiles - 1 - done, count)
+            s = warpgroup_mma_wait(1, deps=[s_next])
+            mbarrier.arrive(k_empty.index(k_stage), count=1)
+            last_decay = decay
+            if BOXES == 1:
+                p, decay, row_max, row_sum = _integer_softmax(s, row_max, row_sum, scale)
+            else:
+                scaled = _scale_boxes(
+                    s, k_scale_ptr, index_ptr, tiles - 1 - done, count, BOXES, SCORES
+                )
+                p, decay, row_max, row_sum = _softmax(scaled, row_max, row_sum, q_scale)
+            used_stage = v_stage
+            v_stage = k_stage
+            v_phase = k_phase
+            k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+            # Ends the basic block: without it ptxas waits for values before the exponentials.
+            if done + 1 < tiles:
                 mbarrier.wait(k_full.index(k_stage), k_phase)
-            for done in range(1, tiles):
-                if PINGPONG:
-                    mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
-                s = warpgroup_mma(
-                    q, _keys(k_bufs, k_stage), no_scores, use_acc=False, is_async=True
-                )
-                mbarrier.wait(v_full.index(v_stage), v_phase)
-                a8 = _unpack_weights(p8, ROWS, TILE_KV, WEIGHTS)
-                o = warpgroup_mma(a8, _values(v_bufs, v_stage), zero, use_acc=False, is_async=True)
-                if PINGPONG:
-                    mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
-                if BOXES == 1:
-                    tile_scale = _tile_scale(k_scale_ptr, index_ptr, tiles - 1 - done, count, BOXES)
-                f = _as_float(warpgroup_mma_wait(1, deps=[s]), OFFSET)
-                mbarrier.arrive(k_empty.index(k_stage), count=1)
-                if BOXES > 1:
-                    f = _scale_boxes(
-                        f, k_scale_ptr, index_ptr, tiles - 1 - done, count, OFFSET, BOXES, SCORES
-                    )
-                last_decay = decay
-                p, decay, row_max, row_sum = _softmax(
-                    f, row_max, row_sum, q_scale * tile_scale, LEFT
-                )
-                used_stage = v_stage
-                v_stage = k_stage
-                v_phase = k_phase
-                k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
-                # Ends the basic block: without it ptxas waits before the exponentials.
-                if done + 1 < tiles:
-                    mbarrier.wait(k_full.index(k_stage), k_phase)
-                o = warpgroup_mma_wait(0, deps=[o])
-                _keep(a8)
-                mbarrier.arrive(v_empty.index(used_stage), count=1)
-                acc_decay = gl.convert_layout(last_decay, ACC_ROW, assert_trivial=True)
-                acc = acc * gl.expand_dims(acc_decay, 1) + o
-                p8 = _pack_weights(p)
-            p8 = _unpack_weights(p8, ROWS, TILE_KV, WEIGHTS)
-        else:
-            for done in range(1, tiles):
-                p, decay, row_max, row_sum = _softmax(
-                    f, row_max, row_sum, q_scale * tile_scale, LEFT
-                )
-                p8 = _unpack_weights(_pack_weights(p), ROWS, TILE_KV, WEIGHTS)
-                if PINGPONG:
-                    mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
-                mbarrier.wait(v_full.index(v_stage), v_phase)
-                mbarrier.wait(k_full.index(k_stage), k_phase)
-                o = warpgroup_mma(p8, _values(v_bufs, v_stage), zero, use_acc=False, is_async=True)
-                s = warpgroup_mma(
-                    q, _keys(k_bufs, k_stage), no_scores, use_acc=False, is_async=True
-                )
-                if PINGPONG:
-                    mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
-                if BOXES == 1:
-                    tile_scale = _tile_scale(k_scale_ptr, index_ptr, tiles - 1 - done, count, BOXES)
-                acc_decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
-                o = warpgroup_mma_wait(1, deps=[o])
-                _keep(p8)
-                mbarrier.arrive(v_empty.index(v_stage), count=1)
-                acc = acc * gl.expand_dims(acc_decay, 1) + o
-                f = _as_float(warpgroup_mma_wait(0, deps=[s]), OFFSET)
-                mbarrier.arrive(k_empty.index(k_stage), count=1)
-                if BOXES > 1:
-                    f = _scale_boxes(
-                        f, k_scale_ptr, index_ptr, tiles - 1 - done, count, OFFSET, BOXES, SCORES
-                    )
-                v_stage = k_stage
-                v_phase = k_phase
-                k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
-            p, decay, row_max, row_sum = _softmax(f, row_max, row_sum, q_scale * tile_scale, LEFT)
-            p8 = _unpack_weights(_pack_weights(p), ROWS, TILE_KV, WEIGHTS)
+            o = warpgroup_mma_wait(0, deps=[o])
+            _keep(p8)
+            mbarrier.arrive(v_empty.index(used_stage), count=1)
+            acc = _add_values(acc, o, last_decay, ACC_ROW)
+            packed = _pack_weights(p)
         mbarrier.wait(v_full.index(v_stage), v_phase)
+        p8 = _unpack_weights(packed, ROWS, TILE_KV, WEIGHTS)
         o = warpgroup_mma(p8, _values(v_bufs, v_stage), zero, use_acc=False, is_async=True)
         o = warpgroup_mma_wait(0, deps=[o])
         _keep(p8)
-        acc_decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
-        acc = acc * gl.expand_dims(acc_decay, 1) + o
+        acc = _add_values(acc, o, decay, ACC_ROW)
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = (row_max - _SHIFT + gl.log2(safe_sum)) * 0.6931471805599453
     lse += gl.load(lse_shift_ptr + place, mask=rows < seq_q, other=0.0)
     gl.store(lse_ptr + place, gl.where(filled, lse, -float("inf")), mask=rows < seq_q)
     factor = gl.convert_layout(gl.load(v_scale_ptr + head) / safe_sum, ACC_ROW, assert_trivial=True)
-    o_bufs.index(GROUP).reshape([ROWS, D]).store((acc * gl.expand_dims(factor, 1)).to(o_bufs.dtype))
+    out = (acc * gl.expand_dims(factor, 1)).to(o_bufs.dtype)
+    o_bufs.index(GROUP).reshape([ROWS, D]).store(out)
     fence_async_shared()
     tma.async_copy_shared_to_global(
         o_desc, [head, first_row + GROUP * ROWS, 0], o_bufs.index(GROUP)
@@ -314,7 +277,7 @@ def attention_8bit_kernel(
     order_ptr, count_ptr, index_ptr,
     list_stride_h, seq_q, seq_kv, padded_kv, num_q_blocks, num_kv_blocks, tiles_per_block,
     TILE_KV: gl.constexpr, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-    PINGPONG: gl.constexpr, REGISTERS: gl.constexpr, OVERLAP: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes GROUPS x 64 queries of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -346,26 +309,21 @@ def attention_8bit_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    turn = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
     mbarrier.init(q_full, count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(k_empty.index(i), count=GROUPS)
         mbarrier.init(v_empty.index(i), count=GROUPS)
-    for i in gl.static_range(GROUPS):
-        mbarrier.init(turn.index(i), count=1)
-    if PINGPONG:
-        mbarrier.arrive(turn.index(0), count=1)
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, GROUPS, STAGES, PINGPONG, OVERLAP)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, STAGES)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, padded_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, GROUPS, STAGES, PINGPONG, OVERLAP)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, GROUPS, STAGES, PINGPONG, OVERLAP)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, STAGES)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_full, k_full, k_empty, v_full, v_empty, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr, index_ptr, head, first_row, tiles, count, limit, seq_q, BOXES, STAGES)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, padded_kv, CHUNK, GROUPS, STAGES)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip

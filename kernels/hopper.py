@@ -54,11 +54,11 @@ class GluonConfig:
 # wan14b-720p-128, cogvideox1.5-d64 for (64, 192), cogvideox1.5-d64-128 for (64, 128), and
 # small-d64 for (64, 64).
 GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
-    (128, 128): GluonConfig(2, 128, 2, False, 240, 168),
+    (128, 128): GluonConfig(2, 128, 2, False, 240, 168, fixed=True),
     (128, 64): GluonConfig(1, 64, 2, False, 232, 128),
-    (64, 192): GluonConfig(3, 128, 4, False, 160, 128),
-    (64, 128): GluonConfig(2, 128, 4, False, 240, 168, 8),
-    (64, 64): GluonConfig(1, 128, 2, False, 232, 128, 8),
+    (64, 192): GluonConfig(3, 128, 4, False, 160, 128, 8, fixed=True),
+    (64, 128): GluonConfig(2, 128, 4, False, 240, 168, 8, fixed=True),
+    (64, 64): GluonConfig(1, 128, 2, False, 232, 128, 8, fixed=True),
 }
 
 
@@ -177,12 +177,14 @@ def attend_gluon(
     reference = lse if stats_lse is None else stats_lse.contiguous()
     for batch in _batches(*tensors, reference, parts):
         _launch(batch, mask, scale, config, stats, compensate)
+    if _is_fixed(config, q, stats, compensate):
+        attend_again(q, k, v, out, lse, mask, scale, (reference, parts))
     return AttentionOutput(out, lse, dense_stats(parts, mask, running))
 
 
 def _is_fixed(config: GluonConfig, q: Tensor, stats: int, compensate: bool) -> bool:
-    # float16 weights have no room above the reference.
-    return config.fixed and q.dtype is torch.bfloat16 and not stats and not compensate
+    # float16 weights have no room above the reference; running statistics need the maximum.
+    return config.fixed and q.dtype is torch.bfloat16 and stats < 2 and not compensate
 
 
 def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:

@@ -25,24 +25,21 @@ class Gluon8BitConfig:
     Args:
         groups: consumer warpgroups of 64 query rows.
         stages: depth of the K and V rings, of 128 keys each.
-        pingpong: let warpgroups take turns in issuing matrix products.
         registers: registers per consumer thread.
         max_registers: budget per thread over all warps.
-        overlap: take exponentials of one tile while the values of the last are multiplied.
     """
 
     groups: int
     stages: int
-    pingpong: bool
     registers: int
     max_registers: int
-    overlap: bool = True
 
 
-# By rows that divide the mask's query blocks.
+# By rows that divide the mask's query blocks; 128: fastest on an H100 of
+# `python -m vidsparse.profiling.tune_kernels wan14b-720p-8bit`.
 GLUON_8BIT_CONFIGS: dict[int, Gluon8BitConfig] = {
-    128: Gluon8BitConfig(2, 3, False, 240, 168),
-    64: Gluon8BitConfig(1, 2, False, 232, 128),
+    128: Gluon8BitConfig(2, 2, 240, 168),
+    64: Gluon8BitConfig(1, 2, 232, 128),
 }
 
 
@@ -106,7 +103,7 @@ def _launch(
         stride_h, Sq, mask.seq_kv, x["v"].shape[2],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         TILE_KV=_TILE_KV, CHUNK=chunk, GROUPS=config.groups, STAGES=config.stages,
-        PINGPONG=config.pingpong, REGISTERS=config.registers, OVERLAP=config.overlap,
+        REGISTERS=config.registers,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

@@ -20,8 +20,9 @@ def _retry_kernel(
     q_stride_b, q_stride_h, q_stride_s, k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s, out_stride_b, out_stride_h, out_stride_s,
     list_stride_b, list_stride_h, H, Sq, Skv, D, num_kv_blocks, block_q, scale_log2,
+    other_lse_ptr, parts_ptr, parts,
     ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr, TILE_KV: tl.constexpr,
-    PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
+    PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STATS: tl.constexpr,
 ):  # fmt: skip
     """One program looks through TILES x ROWS queries of one head for an LSE of NaN."""
     head = tl.program_id(1).to(tl.int64)
@@ -42,12 +43,28 @@ def _retry_kernel(
             row_max = tl.full([ROWS], float("-inf"), tl.float32)
             row_sum = tl.zeros([ROWS], tl.float32)
             acc = tl.zeros([ROWS, PAD_D], tl.float32)
+            mass = 0.0
+            if STATS:
+                other = tl.load(other_lse_ptr + head * Sq + rows, mask=inside, other=float("inf"))
+                # Rows outside and rows without keys weigh nothing.
+                other = tl.where(other == float("-inf"), float("inf"), other) * 1.4426950408889634
+                # One slot has a part per warp of each 64 rows: the first part takes it all.
+                groups = parts // 4
+                tiles = tl.cdiv(Sq, block_q) * (block_q // (ROWS * groups))
+                own = (head * tiles + tile // groups) * num_kv_blocks
             for start in tl.range(0, count * CHUNK, TILE_KV, num_stages=1):
                 block = tl.load(index_ptr + lists * num_kv_blocks + start // CHUNK)
                 keys = block * CHUNK + start % CHUNK + tl.arange(0, TILE_KV)
                 valid = (keys < Skv) & (keys >= 0)
                 k = load_rows(k_ptr, keys, k_stride_s, valid, D, PAD_D, EVEN_D)
                 scores = tl.where(valid[None, :], tl.dot(q, k.T), float("-inf"))
+                if STATS:
+                    mass += tl.sum(tl.math.exp2(scores * scale_log2 - other[:, None]))
+                    if start % CHUNK == CHUNK - TILE_KV:
+                        place = (own + start // CHUNK) * parts + tile % groups * 4
+                        part = tl.arange(0, 4)
+                        tl.store(parts_ptr + place + part, tl.where(part == 0, mass, 0.0))
+                        mass = 0.0
                 weights, decay, row_max, row_sum = online_softmax_update(
                     scores, row_max, row_sum, scale_log2
                 )
@@ -59,7 +76,14 @@ def _retry_kernel(
 
 
 def attend_again(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: BlockMask, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: BlockMask,
+    scale: float,
+    stats: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Fill in the output of every 64 rows that hold an LSE of NaN, with a running maximum.
 
@@ -71,6 +95,8 @@ def attend_again(
         lse: (B, H, Sq), changed in place.
         mask: kept blocks of a multiple of 64 queries and of 16, 32, 64 or 128 keys.
         scale: factor on the logits.
+        stats: the LSE (B, H, Sq) that masses are taken against, and the masses (B, H, query tiles,
+            list slots, 4 per 64 rows of a tile) float32, changed in place; None for none.
     """
     B, H, Sq, D = q.shape
     PAD_D = padded_head_size(D)
@@ -78,7 +104,8 @@ def attend_again(
         q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks), H, Sq, k.shape[2], D, mask.num_kv_blocks,
-        mask.block_q, scale * LOG2_E,
+        mask.block_q, scale * LOG2_E, *(stats or (lse, lse)),
+        0 if stats is None else stats[1].shape[-1],
         ROWS=_ROWS, TILES=_TILES, CHUNK=mask.block_kv, TILE_KV=min(64, mask.block_kv), PAD_D=PAD_D,
-        EVEN_D=PAD_D == D, num_warps=4,
+        EVEN_D=PAD_D == D, STATS=stats is not None, num_warps=4,
     )  # fmt: skip

@@ -69,11 +69,9 @@ TRITON: tuple[LaunchConfig, ...] = tuple(
 
 
 GLUON_8BIT: tuple[Gluon8BitConfig, ...] = (
-    Gluon8BitConfig(2, 3, False, 240, 168),
-    Gluon8BitConfig(2, 3, True, 240, 168),
-    Gluon8BitConfig(2, 3, True, 240, 168, overlap=False),
-    Gluon8BitConfig(2, 2, False, 240, 168),
-    Gluon8BitConfig(2, 4, False, 240, 168),
+    Gluon8BitConfig(2, 2, 240, 168),
+    Gluon8BitConfig(2, 3, 240, 168),
+    Gluon8BitConfig(2, 4, 240, 168),
 )
 TRITON_8BIT: tuple[LaunchConfig, ...] = tuple(
     LaunchConfig(*shape) for shape in ((128, 128, 8, 3), (128, 128, 8, 2), (64, 128, 4, 2))
@@ -87,8 +85,7 @@ def variants_8bit(
     x = quantize_qkv(inputs.q, inputs.k, inputs.v, block_kv=mask.block_kv)
     out = torch.empty_like(inputs.q)
     for c in GLUON_8BIT:
-        name = f"gluon 8bit st{c.stages} pp{int(c.pingpong)} overlap{int(c.overlap)}"
-        yield name, partial(attend_quantized_gluon, x, mask, out, c)
+        yield f"gluon 8bit st{c.stages}", partial(attend_quantized_gluon, x, mask, out, c)
     for t in TRITON_8BIT:
         name = f"triton 8bit {t.block_q}x{t.block_kv} w{t.num_warps} st{t.num_stages}"
         yield name, partial(attend_quantized_triton, x, mask, out, t)

@@ -7,7 +7,7 @@ from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import why_no_triton
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.hopper import choose_config, gluon_reasons
-from vidsparse.kernels.reference import attention_reference
+from vidsparse.kernels.reference import attention_reference, block_mass_reference
 from vidsparse.kernels.testing import assert_as_exact_as_eager, random_block_mask
 
 
@@ -84,3 +84,26 @@ def test_a_nan_stays_in_its_row(gpu_generator: torch.Generator) -> None:
     got = attend_gluon(q, k, v, mask, scale=0.125, config=replace(config, fixed=True))
     nan = got.out.isnan().any(-1)[0, 0]
     assert nan.nonzero().flatten().tolist() == [70]
+
+
+def test_masses_are_summed_again_too(generator: torch.Generator) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no Triton here")
+    from vidsparse.kernels.triton_retry import attend_again
+    from vidsparse.kernels.triton_tile_statistics import dense_stats
+
+    device = generator.device
+    q, k, v = (torch.randn(1, 2, 384, 32, generator=generator, device=device) for _ in range(3))
+    mask = random_block_mask(
+        1, 2, 384, 384, block_q=128, block_kv=128, density=0.7, generator=generator
+    )
+    lse = torch.full((1, 2, 384), torch.nan, device=device)
+    other = torch.rand(1, 2, 384, generator=generator, device=device) + 5
+    other[0, 0, 3] = -torch.inf
+    parts = torch.full((1, 2, 3, 3, 8), torch.nan, device=device)
+    attend_again(q, k, v, torch.empty_like(q), lse, mask, 0.2, (other, parts))
+    bounds = torch.arange(0, 385, 128)
+    other[0, 0, 3] = torch.inf
+    want = block_mass_reference(q, k, other, bounds, bounds, scale=0.2)
+    want = torch.where(mask.to_dense(), want, 0)
+    torch.testing.assert_close(dense_stats(parts, mask, None).double(), want, rtol=1e-4, atol=1e-6)
