@@ -69,3 +69,8 @@ def test_states_are_the_inner_methods():
     banded = Banded.of(inner, BANDS)
     assert banded.state_key(SITE) == inner.state_key(SITE)
     assert type(banded.init_state()) is type(inner.init_state())
+
+
+def test_summaries_name_the_inner_method():
+    assert Banded.of(RandomBlocks(), BANDS).name == "random in bands"
+    assert Banded.name == "banded"

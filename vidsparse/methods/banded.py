@@ -64,6 +64,8 @@ class Banded(SparseMethod):
                 f"bands with above_sigma={bounds} must go from high to low noise and end at 0"
             )
         check_given(self.inner, ("density",))
+        # Summaries and messages name the method that plans.
+        object.__setattr__(self, "name", f"{self.inner.name} in bands")
 
     @classmethod
     def of(cls, inner: SparseMethod, bands: Sequence[DensityBand]) -> "Banded":
