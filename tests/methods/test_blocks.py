@@ -9,9 +9,11 @@ from vidsparse.methods.blocks import (
     forced_blocks,
     least_density,
     raster_geometry,
+    strip_geometry,
     text_blocks,
     tile_geometry,
 )
+from vidsparse.methods.mask_bits import pack_bits
 from vidsparse.methods.partitions import tile_partition, uniform_partition
 from vidsparse.methods.windows import choose_tile, exact_window
 
@@ -159,3 +161,16 @@ def test_plans_use_lists_for_equal_blocks_and_offsets_for_others():
     assert isinstance(plan.mask, RaggedBlockMask)
     assert float(plan.density()) == pytest.approx(tiles.least_density)
     assert tile_geometry(layout, (1, 2, 4), CPU) is tiles
+
+
+def test_a_plan_of_bits_is_the_plan_of_their_mask():
+    layout = VideoLayout(3, 6, 7, text_after=5)
+    geometry = strip_geometry(layout, 2, 16, CPU)
+    kept = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    plan, other = geometry.plan_of_bits(pack_bits(kept)), geometry.plan(kept)
+    assert torch.equal(plan.mask.to_dense(), kept)
+    assert torch.equal(plan.q_order, other.q_order)
+    assert torch.equal(plan.density(), other.density())
+    ragged = tile_geometry(layout, (1, 4, 4), CPU)
+    with pytest.raises(ValueError, match="only for equal blocks"):
+        ragged.plan_of_bits(pack_bits(kept))

@@ -19,7 +19,7 @@ from vidsparse.methods.head_rates import (
     check_adaptive_density,
     row_top_k_by_head,
 )
-from vidsparse.methods.mask_bits import pack_bits, unpack_bits
+from vidsparse.methods.mask_bits import pack_bits
 from vidsparse.methods.mass_search import mass_against, mass_against_old
 from vidsparse.methods.search_schedule import Point, SearchSchedule
 from vidsparse.methods.windows import choose_strips
@@ -170,7 +170,7 @@ class AdaSpa(SparseMethod):
         if due and lse is not None:
             state.lse, mass = mass_against_old(lse, q, k, geometry, stale_factor=self.stale_factor)
             self._keep(mass, geometry, layout, state)
-        return geometry.plan(unpack_bits(state.bits, len(geometry.kv.sizes)))
+        return geometry.plan_of_bits(state.bits)
 
     def observe(
         self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any

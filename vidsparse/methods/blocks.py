@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.bit_masks import mask_from_bits
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.budget import check_density
@@ -113,6 +114,23 @@ class BlockGeometry:
         """Wrap chosen blocks, (B | 1, H | 1, Nq, Nkv) bool, as a plan."""
         order = None if self.q.order is None else self.q.order.view(1, 1, -1)
         return AttentionPlan(block_mask(kept, self.q, self.kv), order, order)
+
+    def plan_of_bits(self, bits: Tensor) -> AttentionPlan:
+        """Wrap chosen blocks as ``pack_bits`` stored them, (B, H, Nq, ceil(Nkv / 8)) uint8.
+
+        Raises:
+            ValueError: the blocks are not equal.
+        """
+        if self.q.block is None or self.kv.block is None:
+            raise ValueError("masks wait as bits only for equal blocks, as raster and strips have")
+        mask = mask_from_bits(
+            bits,
+            blocks=(self.q.block, self.kv.block),
+            seq_q=self.q.num_tokens,
+            seq_kv=self.kv.num_tokens,
+        )
+        order = None if self.q.order is None else self.q.order.view(1, 1, -1)
+        return AttentionPlan(mask, order, order)
 
 
 def block_mask(kept: Tensor, q: Partition, kv: Partition) -> BlockMask | RaggedBlockMask:
