@@ -12,7 +12,7 @@ from vidsparse.quality import Quality
 from vidsparse.report.players import Tiles, make_tiles
 from vidsparse.report.results import Results
 from vidsparse.report.rows import COLUMNS, page_row, per_clip_rows
-from vidsparse.report.tables import MEANINGS, findings, headline
+from vidsparse.report.tables import MEANINGS, findings, headline, reasons
 from vidsparse.video import write_text
 
 MOST_SCENES = 6
@@ -60,6 +60,7 @@ def _context(results: Results, most_scenes: int) -> dict[str, Any]:
         "rows": [page_row(row, document["rows"]) for row in document["rows"]],
         "headline": headline(document),
         "notes": findings(document),
+        "reasons": reasons(document),
         "meanings": MEANINGS,
         "folder": results.folder.name,
         "shown": [

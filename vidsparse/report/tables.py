@@ -89,11 +89,17 @@ def table(document: dict[str, Any]) -> "Table":
 
 def notes(document: dict[str, Any]) -> list[str]:
     """Return what was found, what is missing, and what the table's columns mean."""
-    return [*findings(document), *MEANINGS]
+    return [*findings(document), *reasons(document), *MEANINGS]
+
+
+def reasons(document: dict[str, Any]) -> list[str]:
+    """Return the figures that decided each verdict."""
+    rows = document["rows"]
+    return [f"{row['method']}: {row['reason']}" for row in rows if row["role"] == "method"]
 
 
 def findings(document: dict[str, Any]) -> list[str]:
-    """Return what the table does not say: dense, floor, reasons, what is unavailable."""
+    """Return what the table does not say: dense, floor, what is unavailable."""
     dense, rows = document["dense"], document["rows"]
     missing = {row["lpips"]: "LPIPS" for row in rows if isinstance(row["lpips"], str)}
     floor = [row for row in rows if row["role"] == "floor"]
@@ -102,7 +108,6 @@ def findings(document: dict[str, Any]) -> list[str]:
         f"dense: {dense['denoise_seconds']:.2f} s of denoising a clip"
         + (f"; content: {content_text(dense['content'])}" if dense["content"] else ""),
         what,
-        *(f"{row['method']}: {row['reason']}" for row in rows if row["role"] == "method"),
         *(f"{name} {note}" for note, name in missing.items()),
     ]
 
