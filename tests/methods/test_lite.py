@@ -227,6 +227,24 @@ def test_a_density_is_met_from_the_second_look_on(criterion, cases):
         assert 0.5 <= float(density) <= 0.5 + 16 * 8 / layout.num_tokens**2
 
 
+def test_a_density_may_change_between_steps(cases):
+    # As it does with a preset's bands.
+    method = Lite(0.7, **BLOCKS)
+    state, before = method.init_state(), None
+    for step, (density, expected) in enumerate(
+        [(0.7, 1), (0.7, 1), (0.7, 0.7), (0.5, 0.7), (0.5, 0.7), (0.5, 0.5), (0.6, 1), (0.6, 1),
+         (0.6, 0.6)]
+    ):  # fmt: skip
+        now = replace(method, density=density)
+        tokens = video(2, LAYOUT, cases)
+        plan = now.plan(*tokens, LAYOUT, cases.site(step=step), state)
+        now.observe(run_plan(*tokens, plan), plan, cases.site(step=step), state)
+        assert expected - 1e-6 <= float(plan.density()) <= expected + 0.01
+        if before is not None and expected < 1:
+            assert not bool((plan.mask.to_dense() & ~before).any())
+        before = plan.mask.to_dense()
+
+
 def test_heads_may_compete_for_one_budget(cases):
     q, k, v = video(4, LAYOUT, cases)
     q[:, 0] *= 3  # a head that looks at few keys

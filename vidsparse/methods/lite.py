@@ -152,13 +152,12 @@ class Lite(SparseMethod):
             if self.seed is not None:
                 self._seed().observe(output, plan, site, state.seed)
             return
-        if tiles.settled:
+        if self._is_settled(tiles):
             return
         if output.block_stats is not None:
             self._drop(output.block_stats, output.lse, plan, tiles, site)
-            tiles.settled = self.instead_of_density() is None
         if self.criterion == "previous_mass" and output.lse is not None:
-            tiles.lse = None if tiles.settled else group_lse(output.lse)
+            tiles.lse = None if self._is_settled(tiles) else group_lse(output.lse)
         tiles.backwards = not tiles.backwards
 
     def instead_of_density(self) -> str | None:
@@ -212,7 +211,12 @@ class Lite(SparseMethod):
     def _begins(self, tiles: Tiles, layout: VideoLayout, site: CallSite) -> bool:
         since = site.step - tiles.step
         due = self.refresh_every is not None and since >= self.refresh_every
-        return due or since < 0 or layout != tiles.layout
+        # What was cut off for a smaller density is gone.
+        more = tiles.cut_to is not None and self.density > tiles.cut_to
+        return due or more or since < 0 or layout != tiles.layout
+
+    def _is_settled(self, tiles: Tiles) -> bool:
+        return tiles.cut_to is not None and self.density >= tiles.cut_to
 
     def _first_tiles(
         self, q: Tensor, layout: VideoLayout, site: CallSite, seeded: AttentionPlan | None
@@ -231,7 +235,7 @@ class Lite(SparseMethod):
 
     def _plan(self, tiles: Tiles) -> AttentionPlan:
         running, lse = None, None
-        if not tiles.settled:
+        if not self._is_settled(tiles):
             running = RUNNING.get(self.criterion)
             lse = None if tiles.lse is None else spread_lse(tiles.lse, tiles.layout.num_tokens)
         return AttentionPlan(
@@ -264,6 +268,7 @@ class Lite(SparseMethod):
         budget = Budget(_BUDGETS[self.heads], self.density)
         kept = budget.select(weight, geometry.forced, *sizes, floor=floor)
         tiles.drop(~kept, held)
+        tiles.cut_to = self.density
 
     def _threshold(self, site: CallSite) -> float | None:
         if isinstance(self.thresholds, ThresholdTable):

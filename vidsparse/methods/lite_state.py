@@ -26,7 +26,7 @@ class Tiles:
         skipped: (B, H, Nq) float32, the most attention per query that tiles held when they were
             dropped.
         backwards: visit the tiles from the last to the first.
-        settled: nothing more is going to be dropped.
+        cut_to: density that the tiles were cut down to; None before, and with thresholds.
         lse: (B, H, ceil(S / 8)) float16 log-sum-exp of the call before, means of 8 queries.
     """
 
@@ -39,7 +39,7 @@ class Tiles:
     full: bool
     skipped: Tensor
     backwards: bool = False
-    settled: bool = False
+    cut_to: float | None = None
     lse: Tensor | None = None
 
     def geometry(self) -> BlockGeometry:
