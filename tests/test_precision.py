@@ -49,6 +49,20 @@ def test_8bit_rounds_dense_calls_too():
     assert 1e-3 < error < 0.05
 
 
+def test_looks_at_every_block_are_native_and_what_they_find_is_used_in_8_bits():
+    attention = SparseAttention(
+        build_method("lite", {"density": 0.6}), DenseSchedule(0), precision=Precision.SPARSE_8BIT
+    )
+    sites = [replace(SPARSE_SITE, step=step) for step in range(3)]
+    out = [attention(*qkv(), layout=LAYOUT, site=site) for site in sites]
+    assert attention.recorder.dense == {"lite looks at every tile": 2}
+    assert off(out[0], dense_attention(*qkv())) < 1e-5
+    assert attention.recorder.sparse_density() == pytest.approx(0.6, abs=0.01)
+    native = replace(attention, precision=Precision.NATIVE, _states=dict(attention._states))
+    exact = native(*qkv(), layout=LAYOUT, site=replace(SPARSE_SITE, step=3))
+    assert 1e-3 < off(out[2], exact) < 0.05
+
+
 @pytest.mark.parametrize("site", [DENSE_SITE, SPARSE_SITE], ids=["dense", "sparse"])
 def test_8bit_dense_calls_never_see_padding(site):
     layout = VideoLayout(4, 12, 16, text_after=20, text_valid=(7, 20))

@@ -204,7 +204,7 @@ class SparseAttention:
         natural = (q, k, v) if plan.anchor else None
         q, k, v = plan.in_order(q, k, v)
         self.recorder.mark("permute")
-        attend = attend_in_order if self.precision is Precision.NATIVE else attend_8bit
+        attend = attend_in_order if self._is_native(plan) else attend_8bit
         output = attend(q, k, v, plan, impl=self.impl)
         self.recorder.mark("kernel")
         self.method.observe(output, plan, site, state)
@@ -220,6 +220,11 @@ class SparseAttention:
             self.method.compare(exact, out, plan, site, state)
             return exact
         return out if plan.correction is None else out + plan.correction
+
+    def _is_native(self, plan: AttentionPlan) -> bool:
+        # A plan that keeps every block, to look at them, is no sparse call.
+        looks = plan.dense_reason is not None and self.precision is Precision.SPARSE_8BIT
+        return looks or self.precision is Precision.NATIVE
 
     def _attend_without_padding(
         self,
