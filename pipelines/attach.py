@@ -4,7 +4,6 @@ import inspect
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -12,7 +11,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vidsparse.errors import AlreadyEnabledError, UnsupportedPipelineError, UsageError
-from vidsparse.pipelines.base import ModelFamily, family_of, supported_pipelines
+from vidsparse.pipelines.base import (
+    ModelFamily,
+    diffusers_version,
+    family_of,
+    supported_pipelines,
+)
 from vidsparse.pipelines.layers import AttachedLayer, AttachedTransformer, Attention
 from vidsparse.pipelines.processors import attach_processor, is_attached
 from vidsparse.pipelines.tracker import StepTracker
@@ -167,7 +171,7 @@ def _signature(family: ModelFamily, transformer: nn.Module) -> inspect.Signature
 
 def _changed(transformer: nn.Module, why: str) -> UnsupportedPipelineError:
     return UnsupportedPipelineError(
-        f"{type(transformer).__name__} of diffusers {version('diffusers')} is not the one "
+        f"{type(transformer).__name__} of diffusers {diffusers_version()} is not the one "
         f"vidsparse knows: {why}; use diffusers 0.42, or run it without sparse attention"
     )
 

@@ -173,6 +173,11 @@ def family_of(transformer: nn.Module) -> ModelFamily:
     )
 
 
+def diffusers_version() -> str:
+    """Return the version of the diffusers that is running, for messages."""
+    return str(importlib.import_module("diffusers").__version__)
+
+
 def supported_pipelines() -> list[str]:
     """Return the class names of all pipelines the families are tested with."""
     return [name for family in available_families().values() for name in family.pipelines]

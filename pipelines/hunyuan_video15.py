@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,13 @@ from torch import Tensor, nn
 
 from vidsparse.errors import UnsupportedPipelineError
 from vidsparse.layout import VideoLayout
-from vidsparse.pipelines.base import FamilyCard, ModelFamily, Models, register
+from vidsparse.pipelines.base import (
+    FamilyCard,
+    ModelFamily,
+    Models,
+    diffusers_version,
+    register,
+)
 from vidsparse.pipelines.grids import grid_of
 from vidsparse.pipelines.memo import TensorMemo, count_rows
 from vidsparse.pipelines.processors import swapped_attention
@@ -96,7 +101,7 @@ class HunyuanVideo15Family(ModelFamily):
         if processor.__name__ != _PROCESSOR or found != known:
             raise UnsupportedPipelineError(
                 f"attention processor {processor.__name__}({', '.join(found)}) of diffusers "
-                f"{version('diffusers')} is not {_PROCESSOR}({', '.join(known)}); set that one, "
+                f"{diffusers_version()} is not {_PROCESSOR}({', '.join(known)}); set that one, "
                 "or run without sparse attention"
             )
         return _attend_without_mask

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
-from vidsparse.pipelines.base import ModelFamily
+from vidsparse.pipelines.base import ModelFamily, diffusers_version
 from vidsparse.pipelines.perturbation import perturbation
 from vidsparse.pipelines.processors import Processor, dense_attention
 from vidsparse.pipelines.text_order import move_back, move_text
@@ -205,7 +204,7 @@ def _check_known(transformer: Any, family: ModelFamily, inputs: dict[str, Any]) 
     for name, value in inputs.items():
         if value is not None and name not in family.arguments:
             raise UsageError(
-                f"{type(transformer).__name__} of diffusers {version('diffusers')} was given "
+                f"{type(transformer).__name__} of diffusers {diffusers_version()} was given "
                 f"{name!r}, which vidsparse does not know and which may move tokens; call "
                 "handle.disable() for this run"
             )
