@@ -1,6 +1,6 @@
 """Nearest centroids on Hopper: warp-specialised, one persistent CTA per multiprocessor.
 
-Two consumer warpgroups of 64 tokens each keep, for every column of a tile of centroids, the best
+Consumer warpgroups of 64 tokens each keep, for every column of a tile of centroids, the best
 score so far and the tile it came from; columns are compared with one another only once all tiles
 have passed. One producer warp streams centroids and half norms, and the next tokens, through TMA.
 """
@@ -54,27 +54,6 @@ def _producer(x_desc, c_desc, half_desc, x_bufs, c_bufs, half_bufs, x_full, x_em
             stage, phase = _advance(stage, phase, STAGES)
 
 
-# All bits but the i-th four, as signed numbers.
-_OTHERS = gl.constexpr((*(-1 - (15 << (4 * i)) for i in range(7)), (1 << 28) - 1))
-
-
-@gluon.jit
-def _eighths(x):
-    """Split the columns of a matrix in product layout into eight parts; nothing moves.
-
-    Of a column's number, bits 1 and 2 choose the thread: parts differ in bits 0, 3 and 4.
-    """
-    x = x.reshape([x.shape[0], x.shape[1] // 32, 2, 2, 4, 2]).permute((0, 1, 4, 2, 3, 5))
-    even, odd = x.split()
-    a, b = even.split()
-    c, d = odd.split()
-    a0, a1 = a.split()
-    b0, b1 = b.split()
-    c0, c1 = c.split()
-    d0, d1 = d.split()
-    return a0, a1, b0, b1, c0, c1, d0, d1
-
-
 @gluon.jit
 def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c_full, c_empty,
               labels_ptr, first_tile, last_tile, tiles_per_head, steps, S, K,
@@ -86,19 +65,17 @@ def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(
         version=[3, 0], warps_per_cta=[gl.num_warps(), 1],
         instr_shape=[16, CLUSTERS, 16])  # fmt: skip
+    ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
     COLUMN: gl.constexpr = gl.SliceLayout(0, SCORES)
     columns = gl.expand_dims(gl.arange(0, CLUSTERS, layout=COLUMN), 0)
     zero = gl.zeros([ROWS, CLUSTERS], gl.float32, SCORES)
-    columns = _eighths(columns + gl.zeros([ROWS, CLUSTERS], gl.int32, SCORES))
-    lowest = _eighths(gl.full([ROWS, CLUSTERS], -float("inf"), gl.float32, SCORES))
     slot = 0
     slot_phase = 0
     stage = 0
     phase = 0
     for tile in range(first_tile, last_tile):
-        best = lowest
-        # The step that each of eight columns' best score came from, four bits each.
-        came = gl.zeros_like(columns[0])
+        best = gl.full([ROWS, CLUSTERS], -float("inf"), gl.float32, SCORES)
+        start = gl.zeros([ROWS, CLUSTERS], gl.int32, SCORES)
         mbarrier.wait(x_full.index(slot), slot_phase)
         x = x_bufs.index(slot * GROUPS + GROUP).reshape([ROWS, D])
         for step in range(0, steps):
@@ -108,32 +85,20 @@ def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c
             score = warpgroup_mma_wait(0, deps=[score])
             mbarrier.arrive(c_empty.index(stage), count=1)
             # The nearest centroid has the largest x.c - |c|^2 / 2.
-            parts = _eighths(score - gl.expand_dims(half, 0))
-            higher = ()
-            for i in gl.static_range(8):
-                # Strictly better: among equals the lowest step stays.
-                moved = (came & _OTHERS[i]) | (step << (4 * i))
-                came = gl.where(parts[i] > best[i], moved, came)
-                higher = higher + (gl.maximum(best[i], parts[i]),)  # noqa: RUF005
-            best = higher
+            score = score - gl.expand_dims(half, 0)
+            # Strictly better: among equals the lowest tile stays.
+            start = gl.where(score > best, step * CLUSTERS, start)
+            best = gl.maximum(best, score)
             stage, phase = _advance(stage, phase, STAGES)
         mbarrier.arrive(x_empty.index(slot), count=1)
         slot, slot_phase = _advance(slot, slot_phase, 2)
-        top = best[0]
-        for i in gl.static_range(1, 8):
-            top = gl.maximum(top, best[i])
-        top = gl.max(gl.max(top, axis=2), axis=1)
-        top = gl.expand_dims(gl.expand_dims(top, 1), 2)
+        top = gl.expand_dims(gl.max(best, axis=1), 1)
         # Among equal columns the lowest cluster wins. NaN stays in range.
-        label = gl.full_like(came, 0) + (K - 1)
-        for i in gl.static_range(8):
-            cluster = ((came >> (4 * i)) & 15) * CLUSTERS + columns[i]
-            label = gl.minimum(label, gl.where(best[i] == top, cluster, K - 1))
-        label = gl.min(gl.min(label, axis=2), axis=1)
+        label = gl.min(gl.where(best == top, start + columns, K - 1), axis=1)
         head = tile // tiles_per_head
         rows = (tile - head * tiles_per_head) * (GROUPS * ROWS) + GROUP * ROWS
-        rows += gl.arange(0, ROWS, layout=label.type.layout)
-        gl.store(labels_ptr + head.to(gl.int64) * S + rows, label, mask=rows < S)
+        rows += gl.arange(0, ROWS, layout=ROW)
+        gl.store(labels_ptr + head.to(gl.int64) * S + rows, gl.minimum(label, K - 1), mask=rows < S)
 
 
 @gluon.jit

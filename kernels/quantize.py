@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -103,15 +104,19 @@ def quantize_qkv_torch(
 def rotate(x: Tensor) -> Tensor:
     """Multiply (..., D), padded to P, by the P x P Hadamard matrix of signs."""
     P = max(64, padded_head_size(x.shape[-1]))
-    return torch.nn.functional.pad(x, (0, P - x.shape[-1])) @ hadamard(P, x.device).to(x.dtype)
+    return torch.nn.functional.pad(x, (0, P - x.shape[-1])) @ hadamard(P, x.device, x.dtype)
 
 
-def hadamard(P: int, device: torch.device) -> Tensor:
-    """Return the (P, P) float32 Hadamard matrix with entries 1 and -1; P is a power of two."""
+@cache
+def hadamard(P: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the (P, P) Hadamard matrix with entries 1 and -1; P is a power of two.
+
+    The same tensor every time: building it takes longer than rounding the queries.
+    """
     matrix = torch.ones(1, 1, device=device)
     while len(matrix) < P:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)), 0)
-    return matrix
+    return matrix.to(dtype)
 
 
 def value_order(keys: int, device: torch.device) -> Tensor:

@@ -15,8 +15,6 @@ from vidsparse.kernels.triton_sort import sort_by_label_triton
 # Fastest on an H100 of `python -m vidsparse.profiling.tune_parts --heads 40`, with 1000 clusters.
 # (tokens, clusters, warps, stages) of a program that assigns.
 ASSIGN = (64, 128, 4, 2)
-# The Gluon kernel is off until it has run.
-_GLUON = False
 # (tokens per step, warps, stages) of a program that averages; (16, 2, 4) is as fast at 40 heads
 # and slower at 8.
 UPDATE = (32, 2, 3)
@@ -126,7 +124,7 @@ def assign_triton(
     B, H, S, D = x.shape
     K = centroids.shape[2]
     rounded, half_norms = round_centroids(centroids, x.dtype)
-    if config is None and _GLUON and can_assign_gluon(x, K):
+    if config is None and can_assign_gluon(x):
         return assign_gluon(x, rounded, half_norms)
     tokens, clusters, warps, stages = ASSIGN if config is None else config
     labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)

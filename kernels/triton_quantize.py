@@ -144,7 +144,7 @@ def quantize_qkv_triton(
     S, P = k.shape[2], max(64, padded_head_size(D))
     shape = {"PAD_D": P, "EVEN_D": P == D}
     mean, v_scale = _mean_key_and_value_scale(k, v, P)
-    signs = hadamard(P, q.device).to(q.dtype)
+    signs = hadamard(P, q.device, q.dtype)
     blocks, padded = triton.cdiv(S, block_kv), triton.cdiv(S, PADDED_KEYS) * PADDED_KEYS
     q8, k8 = (torch.empty(B, H, n, P, dtype=torch.int8, device=q.device) for n in (Sq, S))
     v8 = torch.empty(B, H, D, padded, dtype=torch.float8_e4m3fn, device=q.device)
