@@ -97,11 +97,15 @@ def test_scores_equal_a_slow_reference(cases):
     mass, error = (x[0, 1] for x in estimated_scores(moments, geometry))
     keys, values = (x[0, 1, order].split(8) for x in (k, v))
     rows = q[0, 1, order].split(32)
-    centres = [torch.stack([pool.mean(0) for pool in block.split(2)]).mean(0) for block in rows]
-    centre = torch.stack(centres).mean(0)
+    centre = torch.stack([block.mean(0) for block in rows]).mean(0)
+    samples = moments.samples[0, 1].split(16)
     spreads = torch.stack([value.var(0, correction=0).sum().sqrt() for value in values])
     for i, block in enumerate(rows):
-        pools = [pool.mean(0) for pool in block.split(2)]
+        pools = samples[i]
+        # One query of each sixteenth of a block.
+        for n, pool in enumerate(pools):
+            part = block[2 * n : 2 * n + 2] if len(block) == 32 else rows[-1]
+            assert bool((part == pool).all(-1).any())
         logits = [[pool @ key.mean(0) / 4 + math.log(len(key)) for key in keys] for pool in pools]
         weights = torch.softmax(torch.tensor(logits), -1)
         torch.testing.assert_close(mass[i], weights.mean(0), atol=1e-5, rtol=1e-4)

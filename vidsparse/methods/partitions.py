@@ -34,12 +34,6 @@ class Partition:
         ids = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
         return ids.repeat_interleave(self.sizes)
 
-    def pools(self, size: int) -> Tensor:
-        """Return int32 offsets that cut the order into runs of ``size`` tokens and a rest."""
-        count = -(-self.num_tokens // size)
-        edges = torch.arange(count + 1, dtype=torch.int32, device=self.offsets.device) * size
-        return edges.clamp_(max=self.num_tokens)
-
     def to(self, device: torch.device | str) -> "Partition":
         """Return a copy on a device."""
         order = None if self.order is None else self.order.to(device)
