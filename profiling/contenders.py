@@ -47,13 +47,13 @@ def contenders(
     """Return the implementations that can take a case.
 
     Args:
-        bits: 16, or 8 for 8-bit attention.
+        bits: 16, 8, or 12 for 8-bit queries and keys with 16-bit values.
         impls: implementations asked for.
         qkv: tensors (1, H, S, D).
         mask: kept blocks.
     """
-    if bits == 8:
-        return _in_8_bits(impls, qkv, mask)
+    if bits < 16:
+        return _in_8_bits(impls, qkv, mask, values_8bit=bits == 8)
     return {
         impl: Contender(
             partial(block_sparse_attention, *qkv, mask, impl=impl), _LARGEST_ERROR[qkv[0].dtype]
@@ -64,16 +64,22 @@ def contenders(
 
 
 def _in_8_bits(
-    impls: Sequence[Impl], qkv: tuple[Tensor, Tensor, Tensor], mask: BlockMask | RaggedBlockMask
+    impls: Sequence[Impl],
+    qkv: tuple[Tensor, Tensor, Tensor],
+    mask: BlockMask | RaggedBlockMask,
+    *,
+    values_8bit: bool,
 ) -> dict[Impl, Contender]:
-    fitting = [impl for impl in impls if not reasons_8bit(impl, qkv[0], mask)]
+    q, _, v = qkv
+    kept = None if values_8bit else v
+    fitting = [impl for impl in impls if not reasons_8bit(impl, q, mask, values=kept)]
     if not fitting or isinstance(mask, RaggedBlockMask):
         return {}
-    quantize = partial(quantize_qkv, *qkv, block_kv=mask.block_kv)
+    quantize = partial(quantize_qkv, *qkv, block_kv=mask.block_kv, values_8bit=values_8bit)
     rounded = quantize()
     return {
         impl: Contender(
-            partial(attend_quantized, rounded, mask, qkv[0], impl=impl),
+            partial(attend_quantized, rounded, mask, q, impl=impl),
             _LARGEST_8BIT_ERROR,
             quantize,
         )
