@@ -41,14 +41,17 @@ def time_interleaved(
         functions: what to time, by name.
         device: where they run.
         repeats: runs of each function.
-        warmup_ms: least time spent on warming up each function; a GPU's clock settles meanwhile.
+        warmup_ms: least time spent on warming up each function, by the wall clock; a GPU's clock
+            settles meanwhile.
         flush: empty the caches before each run by writing a large buffer.
     """
     run = _time_cuda if device.type == "cuda" else _time_cpu
     for function in functions.values():
-        spent = run(function)
-        while spent < warmup_ms:
-            spent += run(function)
+        # Not by the function's own time: what takes microseconds would run ten thousand times.
+        end = time.perf_counter() + warmup_ms / 1e3
+        run(function)
+        while time.perf_counter() < end:
+            run(function)
     size = _FLUSH_BYTES if flush and device.type == "cuda" else 1
     buffer = torch.empty(size, dtype=torch.int8, device=device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
