@@ -34,6 +34,9 @@ def tune(
     caches: Annotated[
         bool, typer.Option("--caches/--no-caches", help="Also try diffusers' step caches.")
     ] = True,
+    eight_bit: Annotated[
+        bool, typer.Option("--8bit", help="Also try the best sparse settings in 8 bits.")
+    ] = False,
     keep: Annotated[int, typer.Option(min=1, help="Methods generated with, best first.")] = 3,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file, one prompt per line; built-in ones if not.")
@@ -83,7 +86,9 @@ def tune(
     if sampling.steps is None:
         raise UsageError("--steps is needed for this model: tuning must know the number of steps")
     lab = _lab(pipe, sampling, target, model, device, floor, out, quiet=json)
-    request = _Request(target, tuning, validation, method, caches, keep, defaults, max_time)
+    request = _Request(
+        target, tuning, validation, method, caches, eight_bit, keep, defaults, max_time
+    )
     if dry_run:
         _predict_cost(lab, request, json=json)
         return
@@ -99,6 +104,7 @@ class _Request:
     held_out: "tuple[Scene, ...]"
     methods: list[str] | None
     caches: bool
+    eight_bit: bool
     keep: int
     defaults: bool
     minutes: float | None
@@ -154,6 +160,7 @@ def _run(
         None if request.methods is None else tuple(request.methods),
         caches,
         request.keep,
+        eight_bit=request.eight_bit,
         seconds=None if request.minutes is None else request.minutes * 60,
     )
     identity = model_of(lab.pipe)
@@ -165,6 +172,7 @@ def _run(
         "sampling": lab.sampling.arguments(),
         "methods": request.methods,
         "caches": list(caches),
+        "eight_bit": request.eight_bit,
         "keep": request.keep,
         "max_time": request.minutes,
         "device": device_name(lab.pipe.device),

@@ -38,6 +38,8 @@ def seconds_of(config: SparseConfig | None) -> float:
         seconds -= DENSE_SECONDS / STEPS * sum(saved)
     if config.cache is not None:
         seconds *= 0.9
+    if config.precision != "native":
+        seconds *= 0.8
     return seconds
 
 

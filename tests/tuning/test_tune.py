@@ -78,6 +78,13 @@ def test_a_cache_joins_the_best_sparse_settings():
     assert config.method != "dense"
 
 
+def test_eight_bits_join_where_they_keep_the_target():
+    plain = search(FakeLab()).run()
+    found = search(FakeLab(), eight_bit=True).run()
+    assert found.outcome.candidate.config.precision == "8bit-sparse"
+    assert found.seconds < plain.seconds
+
+
 def test_an_unreachable_target_leaves_dense_and_the_nearest():
     found = search(FakeLab(), target=Target(min_psnr=60))
     assert found.run().outcome is None

@@ -47,6 +47,7 @@ class TuneSettings:
         keep: variants that are generated with, the best ones of the screening.
         warm_ups: shares of the steps that may stay dense.
         allocate: also try densities by layer and noise level.
+        eight_bit: also try the best sparse settings in 8 bits.
         seconds: no candidate is begun after this many; None for no limit.
 
     Raises:
@@ -60,6 +61,7 @@ class TuneSettings:
     keep: int = 3
     warm_ups: tuple[float, ...] = WARM_UPS
     allocate: bool = True
+    eight_bit: bool = False
     seconds: float | None = None
 
     def __post_init__(self) -> None:

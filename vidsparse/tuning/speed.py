@@ -56,7 +56,8 @@ class SpeedModel:
     def predict_raw(self, candidate: Candidate) -> float | None:
         """Return the seconds of a clip as the short runs tell; None for unknown settings."""
         times = self.variants.get(variant_key(candidate.config))
-        if times is None or candidate.config.cache is not None:
+        config = candidate.config
+        if times is None or config.cache is not None or config.precision != "native":
             return None
         sparse = self.sparse_sigmas(candidate.config)
         steps = [times.step(density) for density in step_densities(candidate.config, sparse)]

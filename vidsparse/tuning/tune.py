@@ -101,6 +101,8 @@ class Search:
         if sparse is not None and sparse.candidate.config.cache is None:
             if self.settings.allocate:
                 self._search_budgets(sparse.candidate)
+            if self.settings.eight_bit:
+                self._search_eight_bit((self.best.outcome or sparse).candidate)
             chosen = self.best.outcome or sparse
             self._search_caches({chosen.candidate.label: chosen.candidate.config})
         return self.best
@@ -216,6 +218,12 @@ class Search:
             made = [(m, _banded(uniform.config, found, sparse, m, by_noise)) for m in means]
             ladder = tuple(Candidate(f"{name}, mean {mean:g}", config) for mean, config in made)
             self._search(Arm(name, ladder))
+
+    def _search_eight_bit(self, native: Candidate) -> None:
+        """Try settings in 8 bits; where nothing can compute that, they count as a miss."""
+        config = native.config.model_copy(update={"precision": "8bit-sparse"})
+        label = f"{native.label}, 8 bits"
+        self._search(Arm(label, (Candidate(label, config),)))
 
     def _out_of_time(self) -> bool:
         limit = self.settings.seconds
