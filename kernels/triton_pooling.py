@@ -70,26 +70,24 @@ def _permute_and_pool_kernel(
     """One program moves ROWS tokens of one head and averages ROWS / UNIT runs of them."""
     head = tl.program_id(1).to(tl.int64)
     x_ptr += (head // H) * stride_b + (head % H) * stride_h
-    RUNS: tl.constexpr = ROWS // UNIT
-    runs = tl.program_id(0) * RUNS + tl.arange(0, RUNS)
-    # Three dimensions from the start: a run's tokens then lie in one warp and are summed there.
-    places = runs[:, None] * UNIT + tl.arange(0, UNIT)[None, :]
+    places = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = places < S
     tokens = tl.load(order_ptr + places, mask=inside, other=0).to(tl.int64)
     # Orders out of range would leave the tensor.
     read = inside & (tokens >= 0) & (tokens < S)
     columns = tl.arange(0, PAD_D)
-    keep = columns < D
+    keep = (columns < D)[None, :]
     x = tl.load(
-        x_ptr + tokens[:, :, None] * stride_s + columns[None, None, :],
-        mask=read[:, :, None] & keep[None, None, :], other=0.0,
-    )  # fmt: skip
-    target = (head * S + places)[:, :, None] * D + columns[None, None, :]
-    tl.store(y_ptr + target, x, mask=inside[:, :, None] & keep[None, None, :])
+        x_ptr + tokens[:, None] * stride_s + columns[None, :], mask=read[:, None] & keep, other=0.0
+    )
+    target = (head * S + places)[:, None] * D + columns[None, :]
+    tl.store(y_ptr + target, x, mask=inside[:, None] & keep)
+    RUNS: tl.constexpr = ROWS // UNIT
+    runs = tl.program_id(0) * RUNS + tl.arange(0, RUNS)
     count = tl.maximum(tl.minimum(S - runs * UNIT, UNIT), 1).to(tl.float32)
-    x = x.to(tl.float32)
+    x = x.to(tl.float32).reshape(RUNS, UNIT, PAD_D)
     target = (head * N + runs)[:, None] * D + columns[None, :]
-    keep = keep[None, :] & (runs < N)[:, None]
+    keep &= (runs < N)[:, None]
     means = tl.sum(x, 1) / count[:, None]
     tl.store(means_ptr + target, means.to(means_ptr.dtype.element_ty), mask=keep)
     if SQUARES:
