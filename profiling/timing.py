@@ -47,9 +47,9 @@ def time_interleaved(
     """
     run = _time_cuda if device.type == "cuda" else _time_cpu
     for function in functions.values():
+        run(function)
         # Not by the function's own time: what takes microseconds would run ten thousand times.
         end = time.perf_counter() + warmup_ms / 1e3
-        run(function)
         while time.perf_counter() < end:
             run(function)
     size = _FLUSH_BYTES if flush and device.type == "cuda" else 1
