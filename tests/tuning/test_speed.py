@@ -7,7 +7,9 @@ from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up
 from vidsparse.tuning.speed import (
     SHORT_STEPS,
     SpeedModel,
+    StepTimes,
     step_densities,
+    step_kinds,
     time_variant,
     variant_key,
 )
@@ -102,3 +104,20 @@ def test_all_methods_are_searched_but_no_control():
     assert names.isdisjoint({"dense", "random", "oracle", "oracle-error"})
     with pytest.raises(UsageError, match="unknown method"):
         variants_of(["nope"])
+
+
+def test_searching_steps_are_timed_and_counted_apart():
+    adaspa = Variant("adaspa", {"search_at": (0.2, 0.6)}, (0.5, 0.3, 0.1))
+    kinds = step_kinds(adaspa.build(0.3), 6, 0)
+    assert kinds.count("reuse") >= 3
+    cost = {"first search": 1.2, "later search": 1.5, "reuse": 0.4}
+    run = lambda config, steps: [cost[kind] for kind in kinds]  # noqa: E731
+    times = time_variant(adaspa, run, (0.2, 0.4))
+    assert StepTimes.from_dict(times.as_dict()) == times
+    made = SpeedModel(dense_seconds=20.0, dense_step=1.0, sigmas=[1 - i / 20 for i in range(20)])
+    made.variants[variant_key(adaspa.config(0.5, None))] = times
+    long = step_kinds(adaspa.build(0.3), 20, 0)
+    expected = sum(cost[kind] for kind in long)
+    assert made.predict(Candidate("x", adaspa.config(0.3, None))) == pytest.approx(expected)
+    # A share of all steps searches, so a short run alone would say too much.
+    assert expected / 20 < sum(cost[kind] for kind in kinds) / 6

@@ -72,13 +72,14 @@ class Scout:
         """
         model = self._speed()
         kept = self.journal.once(f"short {variant.label}", partial(self._short, variant))
-        (d0, t0), (d1, t1) = kept["at"]
-        times = StepTimes(kept["first_extra"], ((d0, t0), (d1, t1)))
+        times = StepTimes.from_dict(kept)
         model.variants[variant_key(variant.config(0.5, None))] = times
-        self.say(
-            f"speed: {variant.label} takes {t0 / model.dense_step:.2f} of a dense step at density "
-            f"{d0:g}, {t1 / model.dense_step:.2f} at {d1:g}"
-        )
+        for density, kinds in times.at:
+            parts = [f"{name} {t / model.dense_step:.2f}".strip() for name, t in kinds.items()]
+            self.say(
+                f"speed: {variant.label} at density {density:g} takes {', '.join(parts)} of a "
+                "dense step"
+            )
 
     def observed(self, looker: PlanErrors, look_at: Sequence[float]) -> dict[str, Any]:
         """Show one dense generation to a looker; JSON values of what was found."""
@@ -147,7 +148,7 @@ class Scout:
         times = time_variant(
             variant, lambda config, steps: self.lab.short(config, steps, scene), RANK_DENSITIES
         )
-        return {"first_extra": times.first_extra, "at": times.at}
+        return times.as_dict()
 
     def _screened(self, variants: Sequence[Variant]) -> list[Variant]:
         """Generate half a clip with each at equal predicted time; order by latent error.

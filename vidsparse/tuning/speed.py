@@ -1,11 +1,13 @@
 """Predict denoising times from a few timed steps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from statistics import fmean
+from typing import Any
 
 from vidsparse.config import SparseConfig
 from vidsparse.methods.banded import Banded
+from vidsparse.methods.base import SparseMethod, build_method
 from vidsparse.tuning.candidates import Candidate, Variant
 
 # Steps of a short run; the first one is set apart, since methods begin with more work.
@@ -16,18 +18,32 @@ SHORT_STEPS = 6
 class StepTimes:
     """What steps of a variant take, from short runs at two densities.
 
+    Methods that search at some steps and reuse at others have kinds of steps, after
+    ``SparseMethod.phases``; all others have one, "".
+
     Attributes:
-        first_extra: seconds the first sparse step takes more than the others.
-        at: density and seconds of a later step, two pairs.
+        first_extra: seconds the first sparse step takes more than others of its kind.
+        at: density, and seconds of a step by kind; two pairs.
     """
 
     first_extra: float
-    at: tuple[tuple[float, float], tuple[float, float]]
+    at: tuple[tuple[float, Mapping[str, float]], tuple[float, Mapping[str, float]]]
 
-    def step(self, density: float) -> float:
+    def step(self, density: float, kind: str = "") -> float:
         """Return the seconds of a sparse step, linear in the density."""
-        (d0, t0), (d1, t1) = self.at
+        (d0, low), (d1, high) = self.at
+        t0, t1 = (times.get(kind, max(times.values())) for times in (low, high))
         return t0 + (t1 - t0) * (density - d0) / (d1 - d0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"first_extra": self.first_extra, "at": [[d, dict(times)] for d, times in self.at]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StepTimes":
+        """Read what ``as_dict`` returned."""
+        low, high = ((float(d), times) for d, times in values["at"])
+        return cls(values["first_extra"], (low, high))
 
 
 @dataclass
@@ -59,9 +75,12 @@ class SpeedModel:
         config = candidate.config
         if times is None or config.cache is not None or config.precision != "native":
             return None
-        sparse = self.sparse_sigmas(candidate.config)
-        steps = [times.step(density) for density in step_densities(candidate.config, sparse)]
-        total = self.dense_step * (len(self.sigmas) - len(sparse)) + sum(steps)
+        sparse = self.sparse_sigmas(config)
+        dense = len(self.sigmas) - len(sparse)
+        kinds = step_kinds(build_method(config.method, config.parameters), len(self.sigmas), dense)
+        pairs = zip(step_densities(config, sparse), kinds, strict=True)
+        steps = [times.step(density, kind) for density, kind in pairs]
+        total = self.dense_step * dense + sum(steps)
         total += times.first_extra if sparse else 0.0
         return self.dense_seconds * total / (self.dense_step * len(self.sigmas))
 
@@ -124,7 +143,27 @@ def time_variant(variant: Variant, run: ShortRun, densities: tuple[float, float]
         densities: the two, both possible on this model.
         run: takes settings and a number of steps, and returns the seconds of each.
     """
-    runs = [run(variant.config(density, None), SHORT_STEPS) for density in densities]
-    later = [median(seconds[1:]) for seconds in runs]
-    extra = fmean(max(0.0, seconds[0] - step) for seconds, step in zip(runs, later, strict=True))
-    return StepTimes(extra, ((densities[0], later[0]), (densities[1], later[1])))
+    low, high = (_by_kind(variant, density, run) for density in densities)
+    extra = fmean((low[0], high[0]))
+    return StepTimes(extra, ((densities[0], low[1]), (densities[1], high[1])))
+
+
+def _by_kind(variant: Variant, density: float, run: ShortRun) -> tuple[float, dict[str, float]]:
+    """Return what the first step takes more, and the seconds of a step by kind."""
+    seconds = run(variant.config(density, None), SHORT_STEPS)
+    kinds = step_kinds(variant.build(density), SHORT_STEPS, 0)
+    found: dict[str, list[float]] = {}
+    for kind, each in zip(kinds[1:], seconds[1:], strict=True):
+        found.setdefault(kind, []).append(each)
+    means = {kind: fmean(times) for kind, times in found.items()}
+    if kinds[0] not in means:
+        return 0.0, {**means, kinds[0]: seconds[0]}
+    return max(0.0, seconds[0] - means[kinds[0]]), means
+
+
+def step_kinds(method: SparseMethod, num_steps: int, first_step: int) -> list[str]:
+    """Name the kind of each sparse step, from ``first_step`` on."""
+    kinds = {
+        step: phase.name for phase in method.phases(num_steps, first_step) for step in phase.steps
+    }
+    return [kinds.get(step, "") for step in range(first_step, num_steps)]
