@@ -7,13 +7,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.kernels.block_sparse_attention import block_sparse_attention
+from vidsparse.kernels.block_sparse_attention import RunningStat, block_sparse_attention
 from vidsparse.kernels.block_statistics import block_mass, block_means
 from vidsparse.kernels.kmeans import kmeans
 from vidsparse.kernels.permute import permute_qkv, restore_tokens, sort_by_label
@@ -43,6 +44,12 @@ def parts(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable[[]
         **dense_functions(q, k, v),
         "attention 0.25": lambda: block_sparse_attention(q, k, v, mask),
         "attention 0.25 stats": lambda: block_sparse_attention(q, k, v, mask, stats_lse=lse),
+        **{
+            f"attention 0.25 running {stat}": partial(
+                block_sparse_attention, q, k, v, mask, running=stat
+            )
+            for stat in RunningStat
+        },
         "lists 128x128": lambda: BlockMask.from_dense(
             dense, block_q=128, block_kv=128, seq_q=S, seq_kv=S
         ),
