@@ -160,15 +160,16 @@ def attend_gluon(
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tensors = [q, k, v, out, lse, mask.kv_num_blocks, mask.kv_indices]
+    means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     # Without compensation the kernel never touches the last four.
-    tensors += mean_tiles(k, v, mask, scale, tangents) if compensate else (k, v, lse, lse)
+    tensors += (k, v, lse, lse) if means is None else means
     stats = stats_kind(stats_lse, running)
     if not stats:
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
             _launch(batch, mask, scale, config, stats, compensate)
-        if _is_fixed(config, q, stats, compensate):
-            attend_again(q, k, v, out, lse, mask, scale)
+        if _is_fixed(config, q, stats):
+            attend_again(q, k, v, out, lse, mask, scale, means=means)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
@@ -177,14 +178,14 @@ def attend_gluon(
     reference = lse if stats_lse is None else stats_lse.contiguous()
     for batch in _batches(*tensors, reference, parts):
         _launch(batch, mask, scale, config, stats, compensate)
-    if _is_fixed(config, q, stats, compensate):
-        attend_again(q, k, v, out, lse, mask, scale, (reference, parts))
+    if _is_fixed(config, q, stats):
+        attend_again(q, k, v, out, lse, mask, scale, (reference, parts), means)
     return AttentionOutput(out, lse, dense_stats(parts, mask, running))
 
 
-def _is_fixed(config: GluonConfig, q: Tensor, stats: int, compensate: bool) -> bool:
+def _is_fixed(config: GluonConfig, q: Tensor, stats: int) -> bool:
     # float16 weights have no room above the reference; running statistics need the maximum.
-    return config.fixed and q.dtype is torch.bfloat16 and stats < 2 and not compensate
+    return config.fixed and q.dtype is torch.bfloat16 and stats < 2
 
 
 def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -231,7 +232,7 @@ def _launch(
         bias.shape[-1],
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats, compensate),
+        STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats),
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

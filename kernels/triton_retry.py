@@ -7,7 +7,15 @@ from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.launch import padded_head_size
-from vidsparse.kernels.triton_attention import LOG2_E, load_rows, online_softmax_update, store_rows
+from vidsparse.kernels.triton_attention import (
+    LOG2_E,
+    attend_means,
+    load_rows,
+    mean_arguments,
+    online_softmax_update,
+    store_rows,
+)
+from vidsparse.kernels.triton_block_means import MeanTiles
 from vidsparse.kernels.triton_permute import shared_strides
 
 # Queries of one tile, and tiles that one program looks at: nearly all have nothing to do.
@@ -21,8 +29,10 @@ def _retry_kernel(
     v_stride_b, v_stride_h, v_stride_s, out_stride_b, out_stride_h, out_stride_s,
     list_stride_b, list_stride_h, H, Sq, Skv, D, num_kv_blocks, block_q, scale_log2,
     other_lse_ptr, parts_ptr, parts,
+    k_mean_ptr, v_mean_ptr, bias_ptr, num_means_ptr, mean_stride_h, mean_stride_s, padded_means,
     ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr, TILE_KV: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STATS: tl.constexpr,
+    MEANS: tl.constexpr,
 ):  # fmt: skip
     """One program looks through TILES x ROWS queries of one head for an LSE of NaN."""
     head = tl.program_id(1).to(tl.int64)
@@ -70,6 +80,12 @@ def _retry_kernel(
                 )
                 v = load_rows(v_ptr, keys, v_stride_s, valid, D, PAD_D, EVEN_D)
                 acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None])
+            if MEANS:
+                acc, row_max, row_sum = attend_means(
+                    q, acc, row_max, row_sum, tl.load(num_means_ptr + lists), k_mean_ptr,
+                    v_mean_ptr, bias_ptr + lists * padded_means, head, num_kv_blocks, D,
+                    mean_stride_h, mean_stride_s, scale_log2, TILE_KV, PAD_D, EVEN_D, 1, False,
+                )  # fmt: skip
             store_rows(
                 out_ptr, lse_ptr, acc, row_max, row_sum, rows, inside, out_stride_s, D, PAD_D
             )
@@ -84,6 +100,7 @@ def attend_again(
     mask: BlockMask,
     scale: float,
     stats: tuple[Tensor, Tensor] | None = None,
+    means: MeanTiles | None = None,
 ) -> None:
     """Fill in the output of every 64 rows that hold an LSE of NaN, with a running maximum.
 
@@ -97,6 +114,7 @@ def attend_again(
         scale: factor on the logits.
         stats: the LSE (B, H, Sq) that masses are taken against, and the masses (B, H, query tiles,
             list slots, 4 per 64 rows of a tile) float32, changed in place; None for none.
+        means: of the key blocks, to compensate with; None for none.
     """
     B, H, Sq, D = q.shape
     PAD_D = padded_head_size(D)
@@ -106,6 +124,8 @@ def attend_again(
         *shared_strides(mask.kv_num_blocks), H, Sq, k.shape[2], D, mask.num_kv_blocks,
         mask.block_q, scale * LOG2_E, *(stats or (lse, lse)),
         0 if stats is None else stats[1].shape[-1],
+        *mean_arguments(means, lse, 64, PAD_D, tma=False),
         ROWS=_ROWS, TILES=_TILES, CHUNK=mask.block_kv, TILE_KV=min(64, mask.block_kv), PAD_D=PAD_D,
-        EVEN_D=PAD_D == D, STATS=stats is not None, num_warps=4,
+        EVEN_D=PAD_D == D, STATS=stats is not None,
+        MEANS=means is not None, num_warps=4,
     )  # fmt: skip

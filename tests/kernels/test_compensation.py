@@ -89,7 +89,8 @@ def test_ragged_blocks_match_the_reference(device, impl, dtype, shape, density):
     g = torch.Generator(device).manual_seed(0)
     q, k, v, _ = make_case((*shape, 64, 64, 1.0), dtype, device)
     mask = random_ragged_mask(*shape[:4], q_blocks=9, kv_blocks=14, density=density, generator=g)
-    assert (mask.kv_offsets.diff() == 0).any()
+    # Its neighbour takes the tokens of one block.
+    mask.kv_offsets[..., 5] = mask.kv_offsets[..., 4]
     skip_if_unsupported(impl, q, k, v, mask)
     output = block_sparse_attention(q, k, v, mask, impl=impl, compensate=True)
     assert_as_exact_as_eager(output, q, k, v, mask, compensate=True)

@@ -11,12 +11,14 @@ from vidsparse.kernels.reference import attention_reference, block_mass_referenc
 from vidsparse.kernels.testing import assert_as_exact_as_eager, random_block_mask
 
 
+@pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize("block_kv", [16, 128])
 def test_only_tiles_with_nan_are_attended_to_again(
-    generator: torch.Generator, block_kv: int
+    generator: torch.Generator, block_kv: int, compensate: bool
 ) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no Triton here")
+    from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_retry import attend_again
 
     device = generator.device
@@ -26,7 +28,8 @@ def test_only_tiles_with_nan_are_attended_to_again(
     mask = random_block_mask(
         2, 1, 200, 190, block_q=64, block_kv=block_kv, density=0.6, generator=generator
     )
-    want = attention_reference(q, k, v, mask, scale=0.3)
+    want = attention_reference(q, k, v, mask, scale=0.3, compensate=compensate)
+    means = mean_tiles(k, v, mask, 0.3) if compensate else None
     assert want.lse is not None
     out, lse = want.out.to(q.dtype), want.lse.clone()
     # One row of the second and of the last tile; the last one is partial.
@@ -34,16 +37,18 @@ def test_only_tiles_with_nan_are_attended_to_again(
         lse[b, h, row] = torch.nan
         out[b, h, row // 64 * 64 : row // 64 * 64 + 64] = torch.nan
     out[1, 1, :64] = 7
-    attend_again(q, k, v, out, lse, mask, 0.3)
+    attend_again(q, k, v, out, lse, mask, 0.3, means=means)
     assert bool((out[1, 1, :64] == 7).all())
     out[1, 1, :64] = want.out[1, 1, :64].to(q.dtype)
-    assert_as_exact_as_eager(AttentionOutput(out, lse), q, k, v, mask, scale=0.3)
+    got = AttentionOutput(out, lse)
+    assert_as_exact_as_eager(got, q, k, v, mask, scale=0.3, compensate=compensate)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize(("D", "block_q"), [(64, 192), (64, 128), (128, 128)])
 def test_rising_logits_cost_no_exactness(
-    gpu_generator: torch.Generator, D: int, block_q: int
+    gpu_generator: torch.Generator, D: int, block_q: int, compensate: bool
 ) -> None:
     from vidsparse.kernels.hopper import attend_gluon
 
@@ -63,8 +68,8 @@ def test_rising_logits_cost_no_exactness(
     assert config is not None
     for cubic_share in (0, 8):
         fixed = replace(config, fixed=True, cubic_share=cubic_share)
-        got = attend_gluon(q, k, v, mask, scale=D**-0.5, config=fixed)
-        assert_as_exact_as_eager(got, q, k, v, mask)
+        got = attend_gluon(q, k, v, mask, scale=D**-0.5, config=fixed, compensate=compensate)
+        assert_as_exact_as_eager(got, q, k, v, mask, compensate=compensate)
 
 
 @pytest.mark.gpu
