@@ -11,8 +11,8 @@ from torch import Tensor
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.triton_permute import shared_strides
 
-# Token rows that one program holds at once.
-_ROWS = 32
+# Token rows that one program holds at once; more where blocks vary: the largest is the last done.
+_ROWS, _RAGGED_ROWS = 32, 128
 # Key blocks handled at once by the program of a query block.
 _CHUNK = 1024
 # Means of one tile in any attention kernel divide this.
@@ -174,7 +174,8 @@ def key_value_means_triton(
     _key_value_means_kernel[(N, B * H, 2)](
         k, v, offsets, k_mean, v_mean, *k.stride()[:3], *v.stride()[:3],
         *shared_strides(offsets), *k_mean.stride()[1:3], H, S, D,
-        block_kv, ROWS=_ROWS, PAD_D=triton.next_power_of_2(D), RAGGED=block_kv == 0, num_warps=4,
+        block_kv, ROWS=_ROWS if block_kv else _RAGGED_ROWS, PAD_D=triton.next_power_of_2(D),
+        RAGGED=block_kv == 0, num_warps=4 if block_kv else 8,
     )  # fmt: skip
     return k_mean[..., :D], v_mean[..., :D]
 
