@@ -438,6 +438,24 @@ def test_a_draft_seed_is_pruned_from_its_first_call_on(cases):
         torch.testing.assert_close(output.out.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_means_in_place_of_skipped_tiles_leave_the_choice_alone_and_the_bound_open(cases):
+    plain, compensated = (Lite(0.6, compensate=on, **BLOCKS) for on in (False, True))
+    q, k, v = video(9, LAYOUT, cases)
+    for method in (plain, compensated):
+        state = method.init_state()
+        for step in range(3):
+            plan = method.decide(q, k, v, LAYOUT, cases.site(step=step), state)
+            output = run_plan(q, k, v, plan)
+            method.observe(output, plan, cases.site(step=step), state)
+        if method is plain:
+            kept, error = plan.mask.to_dense(), output.out
+            assert plan.error_bound is not None
+    assert torch.equal(plan.mask.to_dense(), kept)
+    assert plan.error_bound is None
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert float((output.out - dense).norm()) < float((error - dense).norm())
+
+
 def test_a_refresh_asks_the_seed_again(cases):
     layout = VideoLayout(4, 12, 16)
     method = Lite(
