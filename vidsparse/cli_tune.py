@@ -148,7 +148,7 @@ def _run(
     from vidsparse.fingerprint import model_of
     from vidsparse.profiling.environment import device_name
     from vidsparse.tuning.journal import Journal
-    from vidsparse.tuning.report import finish
+    from vidsparse.tuning.report import facts_of, finish
     from vidsparse.tuning.settings import CACHES, TuneSettings
     from vidsparse.tuning.tune import Search
 
@@ -181,7 +181,8 @@ def _run(
     journal = Journal(out, header)
     search = Search(lab, journal, settings, say=say)
     search.run()
-    return finish(search, request.held_out, identity, lab, defaults=request.defaults)
+    facts = facts_of(lab.pipe, lab.sampling)
+    return finish(search, request.held_out, identity, facts, defaults=request.defaults)
 
 
 def _predict_cost(lab: "PipelineLab", request: _Request, *, json: bool) -> None:

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from vidsparse.clips import Scene
+from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
+from vidsparse.preset_parts import ModelId
 from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.report import finish
 from vidsparse.tuning.search import WORTHWHILE
 from vidsparse.tuning.settings import TuneSettings
 from vidsparse.tuning.target import Target
@@ -219,3 +223,47 @@ def test_preset_is_measured_against_its_own_target():
         assert ("meets" if meets else "misses") in found.line()
     unknown = measure_preset(FakeLab(), SparseConfig(**settings), SCENES, label="x")
     assert unknown.as_dict()["meets"] is None
+
+
+FACTS = {"device": "a device", "dtype": "float32", "steps": 20, "versions": {"torch": "2"}}
+HELD_OUT = (Scene("c", 100), Scene("d", 101), Scene("e", 102))
+
+
+def report(lab, **given):
+    found = search(lab, **given)
+    found.run()
+    return finish(found, HELD_OUT, ModelId(transformers={}), FACTS, defaults=True)
+
+
+def test_report_is_a_preset_with_its_evidence(tmp_path):
+    made = report(FakeLab())
+    made.preset.save(tmp_path / "preset.toml")
+    preset = SparseConfig.load(tmp_path / "preset.toml")
+    assert preset.status == "measured"
+    assert preset.measured.psnr >= 27
+    assert preset.measured.floor_psnr == 45
+    assert preset.measured.target == {"min_psnr": 27}
+    assert preset.measured.clips == 3
+    assert preset.measured.speedup == pytest.approx(preset.measured.predicted_speedup, rel=0.1)
+    assert "Tuned for PSNR >= 27 dB" in made.lines()[0]
+
+
+def test_tuned_preset_is_compared_with_defaults_at_equal_time():
+    made = report(FakeLab())
+    assert {row.candidate.config.method for row in made.defaults} == set(METHODS)
+    for row in made.defaults:
+        assert row.speedup == pytest.approx(made.tuned.speedup, rel=0.05)
+    gains = [row["tuned_gain_db"]["low"] for row in made.as_dict()["defaults_at_equal_time"]]
+    assert min(gains) > 0
+
+
+def test_unreachable_target_says_the_best_that_is_reachable_and_its_cost():
+    made = report(FakeLab(), target=Target(min_psnr=60))
+    assert made.preset.method == "dense"
+    assert made.preset.measured is None
+    (verdict,) = made.lines()
+    nearest = max(o.scores.psnr for o in made.outcomes if o.scores)
+    assert "reaches PSNR >= 60 dB: don't sparsify. The nearest is" in verdict
+    assert f"{nearest:.2f} dB" in verdict
+    assert re.search(r"at \d\.\d\dx", verdict)
+    json.dumps(made.as_dict(), allow_nan=False)

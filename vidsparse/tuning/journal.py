@@ -21,13 +21,16 @@ class Journal:
         header: JSON values that decide what the results mean; those of an old journal must be the
             same.
 
+    Attributes:
+        made: results of this process.
+
     Raises:
         UsageError: the folder holds the journal of another search, or cannot be written.
     """
 
     def __init__(self, folder: Path | None, header: dict[str, Any]) -> None:
         self.folder = folder
-        self.reused = 0
+        self.made = 0
         self._found: dict[str, Any] = {}
         if folder is None:
             return
@@ -51,10 +54,10 @@ class Journal:
             make: returns JSON values.
         """
         if key in self._found:
-            self.reused += 1
             return self._found[key]
         # What is read back after a kill must be what this run goes on with.
         value = json.loads(json.dumps(make(), allow_nan=False))
+        self.made += 1
         self._found[key] = value
         if self.folder is not None:
             self._write({"key": key, "value": value}, mode="a")
