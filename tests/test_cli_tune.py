@@ -105,3 +105,25 @@ def test_tune_writes_a_preset_for_this_model(model, tmp_path):
     assert again["outcomes"] == first["outcomes"]
     with pytest.raises(UsageError, match="holds a search with another target"):
         run("--min-psnr", 31, *options)
+
+
+def measure(*arguments: object) -> str:
+    words = ["preset", "measure", "--device", "cpu", "--dtype", "float32", "--clips", "1"]
+    done = CliRunner().invoke(app, [*words, *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_measuring_a_preset_says_whether_it_holds(model, tmp_path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('method = "draft"\ndense_steps = 1\n[parameters]\ndensity = 0.5\n')
+    found = json.loads(measure(preset, "--model", model, *SIZE, "--json"))
+    assert found["sampling"]["num_inference_steps"] == 4
+    assert found["psnr"] > 20
+    assert found["speedup"] > 0
+    assert found["meets"] is None
+
+
+def test_measuring_a_preset_of_another_model_is_refused(model):
+    with pytest.raises(UsageError, match="num_layers is 40 in the preset and 1 here"):
+        measure("draft-wan-t2v-768p", "--model", model, *SIZE)
