@@ -227,7 +227,8 @@ class Search:
 
     def _out_of_time(self) -> bool:
         limit = self.settings.seconds
-        return limit is not None and self.now() - self._began > limit
+        # What was learnt before would be for nothing without one candidate.
+        return limit is not None and bool(self.outcomes) and self.now() - self._began > limit
 
     def _line(self, outcome: Outcome) -> str:
         dense, seconds = self.speed.dense_seconds, outcome.seconds
