@@ -227,6 +227,8 @@ def test_blocks_suit_the_kernels_and_are_about_as_deep_as_wide(layout, block, fr
         {"blocks": (0, 8)},
         {"compensate": "yes"},
         {"anchor_every": -1},
+        {"plan_every": 0},
+        {"first_layer": 0.5},
     ],
 )
 def test_impossible_parameters_are_refused(wrong):
@@ -289,3 +291,29 @@ def test_anchors_are_a_phase_of_a_run():
     anchor, between = Compensated(anchor_every=6).phases(20, 4)
     assert anchor.steps == (4, 10, 16)
     assert sorted((*anchor.steps, *between.steps)) == list(range(4, 20))
+
+
+def test_blocks_of_an_earlier_step_serve_nearly_as_well(cases):
+    steps = [0, 1, 2, 3]
+    fresh, _ = anchored_calls(cases, steps)
+    kept, attention = anchored_calls(cases, steps, plan_every=3)
+    assert kept[0] == fresh[0]
+    assert kept[3] == pytest.approx(fresh[3], rel=1e-5)
+    for step in (1, 2):
+        assert kept[step] == pytest.approx(fresh[step], rel=0.2)
+        assert kept[step] != fresh[step]
+    assert not attention.recorder.dense
+    # Bits of the mask and tangents, nothing per token.
+    assert attention.state_bytes() <= 2 * (48 * 12 + 96 * 32 * 4)
+
+
+def test_the_first_layer_keeps_more_and_the_mean_stays(cases):
+    layout = VideoLayout(8, 12, 16)
+    tensors = cases.qkv(21, 1, 2, layout.num_tokens, 16)
+    method = Compensated(0.25, first_layer=2.0, blocks=(32, 16))
+    plans = [plan_of(method, tensors, layout, cases, layer=layer) for layer in range(8)]
+    densities = [float(plan.density()) for plan in plans]
+    assert densities[0] == pytest.approx(0.5, abs=1e-3)
+    assert sum(densities) / 8 == pytest.approx(0.25, abs=1e-3)
+    little = Compensated(0.25, first_layer=7.0, blocks=(32, 16))
+    assert float(plan_of(little, tensors, layout, cases).density()) == pytest.approx(0.25, abs=1e-3)

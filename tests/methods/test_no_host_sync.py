@@ -48,6 +48,7 @@ CASES = [
     ("random", {"density": 0.6}),
     *(("compensated", {**DRAFT, "budget": b}) for b in ("flat", "row", "top_p")),
     ("compensated", {**DRAFT, "anchor_every": 2}),
+    ("compensated", {**DRAFT, "plan_every": 2}),
     ("compensated", {**DRAFT, "tangents": False, "rank": "mass"}),
     ("adaspa", ADASPA),
     ("adaspa", {**ADASPA, "order": "compact", "frames": 2, "heads": "shared"}),
