@@ -12,7 +12,7 @@ from vidsparse.kernels.tile_drop import drop_light_tiles, tile_weights
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, build_method, register
 from vidsparse.methods.budget import Budget, BudgetKind
-from vidsparse.methods.lite_start import Order, all_tiles, seeded_tiles
+from vidsparse.methods.lite_start import Order, all_tiles, check_cut, seeded_tiles
 from vidsparse.methods.lite_state import LiteState, Tiles
 from vidsparse.methods.lite_thresholds import (
     Criterion,
@@ -98,8 +98,6 @@ class Lite(SparseMethod):
         check_criterion(self.criterion)
         if self.heads not in _BUDGETS:
             raise UsageError(f"heads={self.heads!r} is unknown; use 'equal' or 'shared'")
-        if self.order not in ("raster", "compact"):
-            raise UsageError(f"order={self.order!r} is unknown; use 'raster' or 'compact'")
         if self.threshold is not None:
             check_threshold(self.threshold, self.criterion)
         if self.thresholds is not None:
@@ -108,12 +106,9 @@ class Lite(SparseMethod):
             raise UsageError(
                 f"refresh_every={self.refresh_every} must be at least 2: a refresh keeps all tiles"
             )
-        if self.frames < 1 or (self.frames > 1 and self.order == "raster"):
-            raise UsageError(f"frames={self.frames} must be at least 1; above 1, order='compact'")
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON gives lists
-            if len(self.blocks) != 2 or min(self.blocks) < 1:
-                raise UsageError(f"blocks={self.blocks} must be two sizes of at least 1 token")
+        check_cut(self.blocks, self.order, self.frames)
         if not 0 < self.seed_density <= 1:
             raise UsageError(f"seed_density={self.seed_density} must lie in (0, 1]")
         if self.seed is not None:
