@@ -60,8 +60,9 @@ def to_e4m3(x, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _round_int8(x, unit):
-    return tl.minimum(tl.maximum(tl.floor(x / unit + 0.5), -127.0), 127.0).to(tl.int8)
+def _round_int8(x, inverse_unit):
+    x = tl.floor(x * inverse_unit + 0.5)
+    return tl.minimum(tl.maximum(x, -127.0), 127.0).to(tl.int8)
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def _round_queries_kernel(
         inside = rows < S
         tl.store(
             out_ptr + place[:, None] * PAD_D + columns[None, :],
-            _round_int8(rotated, unit[:, None]), mask=inside[:, None],
+            _round_int8(rotated, (1.0 / unit)[:, None]), mask=inside[:, None],
         )  # fmt: skip
         tl.store(unit_ptr + place, unit * factor, mask=inside)
         tl.store(shift_ptr + place, shift, mask=inside)
@@ -115,7 +116,7 @@ def _round_keys_kernel(
         rotated = tl.dot(centred.to(k.dtype), signs, input_precision="ieee")
         unit = tl.maximum(tl.max(tl.abs(rotated)), SMALLEST) / 127.0
         place = (head * S + rows)[:, None] * PAD_D + columns[None, :]
-        tl.store(out_ptr + place, _round_int8(rotated, unit), mask=inside[:, None])
+        tl.store(out_ptr + place, _round_int8(rotated, 1.0 / unit), mask=inside[:, None])
         tl.store(unit_ptr + head * num_blocks + number, unit, mask=number < num_blocks)
 
 
@@ -131,7 +132,7 @@ def _round_values_kernel(
     place = tl.program_id(0) * KEYS + offsets
     key = place // 16 * 16 + place % 4 // 2 * 8 + place % 16 // 4 * 2 + place % 2
     v = load_rows(v_ptr, key, v_stride_s, key < S, D, PAD_D, EVEN_D).to(tl.float32)
-    v = v / tl.load(unit_ptr + head)
+    v = v * (1.0 / tl.load(unit_ptr + head))
     v = to_e4m3(tl.minimum(tl.maximum(v, -448.0), 448.0), INTERPRETED)
     rows = tl.arange(0, PAD_D)
     target = out_ptr + (head * D + rows)[:, None] * padded + place[None, :]
