@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from vidsparse.generate import (
 )
 from vidsparse.profiling.dense_run import ObservedAttention, Stopwatch, observe, span_seconds
 from vidsparse.quality import Lpips
+from vidsparse.tuning.references import Reference, References
 from vidsparse.tuning.speed import variant_key
 from vidsparse.tuning.target import Scores
 from vidsparse.video import to_float, to_uint8
@@ -106,14 +106,6 @@ class _StoppedError(Exception):
 
 
 @dataclass
-class Reference:
-    """A dense clip: frames (F, H, W, 3) uint8, and latents at the checks, float32."""
-
-    frames: Any
-    latents: dict[int, Tensor]
-
-
-@dataclass
 class PipelineLab:
     """Generates with a diffusers pipeline.
 
@@ -137,8 +129,11 @@ class PipelineLab:
     floor_context: Callable[[], AbstractContextManager[Any]] = nullcontext
     on_clip: Callable[[str], None] = lambda text: None
     generations: int = 0
-    _references: dict[Scene, Reference] = field(default_factory=dict)
+    _references: References = field(init=False)
     _warm: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._references = References(self.folder)
 
     def dense(self, scene: Scene) -> float:
         """Generate a dense clip and keep it as the reference; returns its denoising seconds."""
@@ -152,7 +147,7 @@ class PipelineLab:
                 latents[step] = now.detach().float().cpu()
 
         clip = self._sample(self.pipe, scene, on_latents=keep)
-        self._keep(scene, Reference(to_uint8(clip.video), latents))
+        self._references.keep(scene, Reference(to_uint8(clip.video), latents))
         return self.clock.clip(clip, None)
 
     def observe(self, attention: ObservedAttention, scene: Scene) -> None:
@@ -275,32 +270,11 @@ class PipelineLab:
         steps = self.sampling.steps or 0
         return {int(share * steps) for share in CHECKS} - {0, steps}
 
-    def _keep(self, scene: Scene, reference: Reference) -> None:
-        self._references[scene] = reference
-        if self.folder is not None:
-            from safetensors.torch import save_file
-
-            tensors = {str(step): latents for step, latents in reference.latents.items()}
-            save_file({"frames": torch.from_numpy(reference.frames), **tensors}, self._file(scene))
-
     def _reference(self, scene: Scene) -> Reference:
-        if (
-            scene not in self._references
-            and self.folder is not None
-            and self._file(scene).is_file()
-        ):
-            from safetensors.torch import load_file
-
-            tensors = load_file(self._file(scene))
-            frames = tensors.pop("frames").numpy()
-            latents = {int(step): value for step, value in tensors.items()}
-            self._references[scene] = Reference(frames, latents)
-        if scene not in self._references:
+        found = self._references.find(scene)
+        if found is None:
             self.dense(scene)
-        return self._references[scene]
-
-    def _file(self, scene: Scene) -> Path:
-        name = sha256(f"{scene.seed} {scene.prompt}".encode()).hexdigest()[:16]
-        if self.folder is None:
-            raise ValueError("a lab without a folder keeps no files")
-        return self.folder / f"dense-{name}.safetensors"
+            found = self._references.find(scene)
+        if found is None:
+            raise ValueError(f"no dense clip was kept for {scene}")
+        return found
