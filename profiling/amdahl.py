@@ -9,6 +9,9 @@ WARM_UPS = (0.0, 0.1, 0.2, 0.3)
 def ceiling(share: float, density: float, warm_up: float) -> float:
     """Return the speed-up when sparse attention costs its density and planning nothing.
 
+    Only a dense baseline that is slower per query-key pair than the sparse kernels, such as one
+    with a mask over padding, can be beaten by more.
+
     Args:
         share: of the denoising time spent in self-attention, in [0, 1].
         density: kept share of query-key pairs, in (0, 1].

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,16 @@ def profile(wan):
 )
 def test_ceiling_is_amdahls(warm_up, density, speedup):
     assert ceiling(0.7, density, warm_up) == pytest.approx(speedup, abs=0.005)
+
+
+def test_ceiling_is_what_was_measured_on_large_models():
+    file = Path(__file__).parents[2] / "profiling" / "results" / "model-h100.json"
+    rows = [r for r in json.loads(file.read_text())["rows"] if r["shape"].startswith("wan")]
+    assert rows
+    for row in rows:
+        share, density = row["attention_share"], row["density"]
+        assert row["step_speedup"] == pytest.approx(ceiling(share, density, 0.0), rel=0.02)
+        assert row["e2e_speedup_50"] == pytest.approx(ceiling(share, density, 0.2), rel=0.02)
 
 
 def test_ceiling_without_attention_or_sparsity_is_one():
