@@ -96,7 +96,9 @@ class SparseConfig(Section):
         values = self.model_dump(exclude_none=True)
         # Unset parameters are dropped above, but a None that was given means something.
         values["parameters"] = dict(self.parameters)
-        return {key: value for key, value in values.items() if value not in ({}, [], "")}
+        if self.measured is not None:
+            values["measured"] = _filled(values["measured"])
+        return _filled(values)
 
     def build(self) -> "tuple[SparseMethod, DenseSchedule]":
         """Make the method and the schedule.
@@ -117,6 +119,10 @@ class SparseConfig(Section):
         from vidsparse.methods.banded import Banded
 
         return Banded.of(method, self.bands) if self.bands else method
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value not in ({}, [], "")}
 
 
 def preset_names() -> list[str]:

@@ -102,7 +102,7 @@ class Measured(Section):
         clips: held-out clips behind the figures.
         psnr: mean over the clips in dB against dense; 100 at most, which means equal.
         psnr_interval: 95 % interval of that mean.
-        ssim: mean structural similarity.
+        ssim: mean structural similarity; this and what follows is left out where not measured.
         lpips: mean LPIPS distance (AlexNet).
         floor_psnr: PSNR in dB between dense clips of two precisions; more means nothing.
         speedup: dense over sparse denoising time.
@@ -125,10 +125,10 @@ class Measured(Section):
     clips: int
     psnr: float
     psnr_interval: list[float] | None = None
-    ssim: float
+    ssim: float | None = None
     lpips: float | None = None
     floor_psnr: float | None = None
-    speedup: float
+    speedup: float | None = None
     predicted_speedup: float | None = None
     dense_seconds: float | None = None
     density: float | None = None

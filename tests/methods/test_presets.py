@@ -1,13 +1,20 @@
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("pydantic")
 
+import torch
+
 import vidsparse
 from vidsparse.config import SparseConfig, preset_names
 from vidsparse.errors import UsageError
+from vidsparse.fingerprint import differences, model_of
 from vidsparse.layout import VideoLayout
+from vidsparse.models import info, path
 from vidsparse.plan import CallSite
 from vidsparse.request import SparseRequest
 from vidsparse.schedule import DenseSchedule
@@ -117,3 +124,55 @@ def test_a_density_over_a_preset_that_ignores_it_is_refused_until_its_rule_is_of
     with pytest.raises(UsageError, match="has no effect"):
         request.check()
     replace(request, parameters={"top_p": None, "min_ratio": 0.0}).check()
+
+
+TINY = [name for name in preset_names() if name.startswith("tiny-")]
+RESULTS = Path(__file__).parents[2] / "profiling" / "results"
+
+
+def test_there_are_measured_presets_for_the_bundled_model():
+    assert TINY
+    assert all(SparseConfig.load(name).status == "measured" for name in TINY)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_measured_presets_are_for_the_bundled_model(name):
+    diffusers = pytest.importorskip("diffusers")
+    config = diffusers.WanTransformer3DModel.load_config(path("tiny"), subfolder="transformer")
+    with torch.device("meta"):
+        transformer = diffusers.WanTransformer3DModel.from_config(config)
+    assert not differences(SparseConfig.load(name).model, model_of(transformer))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_measured_presets_say_what_the_results_say(name):
+    config = SparseConfig.load(name)
+    file = RESULTS / re.search(r"profiling/results/(\S+\.json)", config.note)[1]
+    grid = next(key for key, grid in info("tiny").grids.items() if f"grid {key}," in config.note)
+    size = info("tiny").grids[grid]
+    found = config.measured
+    assert found.size == [size.width, size.height, size.num_frames]
+    assert found.tokens == size.tokens
+    rows = [
+        row
+        for row in json.loads(file.read_text())["rows"]
+        if row["grid"] == grid
+        and row["requested_density"] == config.parameters["density"]
+        and config.note.split(": ")[1].split(" at ")[0] == row["method"]
+    ]
+    (row,) = rows
+    assert (found.psnr, found.clips) == (row["psnr"], row["clips"])
+    assert (found.floor_psnr, found.density) == (row["floor_psnr"], row["density"])
+    low, high = found.psnr_interval
+    assert min(row["psnr_per_clip"]) < low < found.psnr < high < max(row["psnr_per_clip"])
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_measured_presets_keep_a_fifth_of_any_number_of_steps_dense(name, steps):
+    # The bundled model's scheduler shifts by 4.
+    schedule = schedule_of(SparseConfig.load(name))
+    even = [1 - step / steps for step in range(steps)]
+    sigmas = [4 * sigma / (1 + 3 * sigma) for sigma in even]
+    why = [schedule.reason(replace(SITE, step=s, sigma=x)) for s, x in enumerate(sigmas)]
+    assert [reason is not None for reason in why] == [s < steps // 5 for s in range(steps)]
