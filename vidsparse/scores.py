@@ -173,18 +173,13 @@ def _content(record: Record) -> dict[str, float] | None:
     return {name: fmean(float(content[name]) for content in known) for name in known[0]}
 
 
-def _losses(record: Record, dense: Record) -> list[bool | None] | None:
-    """Say per clip whether something is wrong that is right in the dense clip.
-
-    Returns:
-        None for a clip whose dense one has nothing right; None for all without a judge.
-    """
+def _losses(record: Record, dense: Record) -> list[bool] | None:
+    """Say per clip whether something is wrong that is right in the dense clip."""
     pairs = [(a.content, b.content) for a, b in zip(dense.clips, record.clips, strict=True)]
     if any(truth is None or mine is None for truth, mine in pairs):
         return None
-    return [_loss(truth or {}, mine or {}) for truth, mine in pairs]
-
-
-def _loss(truth: dict[str, bool], mine: dict[str, bool]) -> bool | None:
-    right = [name for name, found in truth.items() if found]
-    return any(not mine[name] for name in right) if right else None
+    return [
+        any(right and not mine[name] for name, right in truth.items())
+        for truth, mine in pairs
+        if truth is not None and mine is not None
+    ]

@@ -1,9 +1,14 @@
-"""Headless Chromium driven through a pipe: no driver, no websocket library."""
+"""Headless Chromium driven through a pipe: no driver, no websocket library.
+
+``python tests/report/browser.py PAGE.html PICTURE.jpg [FRAME]`` takes a picture of a report.
+"""
 
 import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -152,3 +157,19 @@ class Page:
                 self.complaints.append(what["entry"]["text"])
             case "Network.requestWillBeSent" if what["request"]["url"].startswith("http"):
                 self.complaints.append(f"asks for {what['request']['url'][:80]}")
+
+
+def picture(page: Path, out: Path, frame: int) -> None:
+    """Show a frame of a report and take a picture of its upper part."""
+    with tempfile.TemporaryDirectory() as profile, Page(page, Path(profile), height=1500) as shown:
+        shown.until("document.getElementById('stage').dataset.frame !== undefined")
+        shown.evaluate(
+            f"(() => {{ const s = document.getElementById('seek'); s.value = {frame};"
+            "s.dispatchEvent(new Event('input')); })()"
+        )
+        shown.until(f"document.getElementById('stage').dataset.frame === '{frame}'")
+        shown.screenshot(out, kind="jpeg", whole=False)
+
+
+if __name__ == "__main__":
+    picture(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 8)

@@ -78,7 +78,7 @@ def make_results(folder: Path) -> Results:
     clips = clips_in(folder, 12)
     dense = _keep(clips, "dense", (4.0, 4.2))
     made = [_keep(clips, label, (2.0 + i, 2.2 + i)) for i, label in enumerate(LABELS)]
-    comparison = Comparison(SCENES, dense, tuple(made[:2]), made[2], (0.5, 0.5))
+    comparison = Comparison(SCENES, dense, tuple(made[:2]), made[2], (0.2, 0.2))
     maps = [[[0.2, 0.4] for _ in range(3)] for _ in range(2)]
     maps[0][1] = [None, None]
     table = {"transformer": "transformer", "steps": [1, 2], "density": maps, "recall": maps}

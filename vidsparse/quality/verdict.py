@@ -13,15 +13,13 @@ The rule, per method:
    above the floor's by 0.005 where there is LPIPS. A wide interval, from few clips, does not pass.
    With a single clip its difference stands in for the interval.
 2. **same content**: at least 90 % of the clips are kept. Where a clip lies between the stranger
-   (0) and the floor (1) is read off its SSIM. Without a judge of content it is kept past the
-   midpoint. With one (bundled model) it is kept past a quarter of the way, if the judge finds
-   everything in it that it finds in the dense clip: the judge answers for what is shown, SSIM for
-   its being this clip and not another one that shows the same. A dense clip in which the judge
-   finds nothing has nothing to lose, and counts as without a judge.
+   (0) and the floor (1) is read off its SSIM; it is kept past the midpoint, if a judge of content
+   (bundled model) finds everything in it that it finds in the dense clip. The judge answers for
+   what is shown, SSIM for its being this clip and not another one that shows the same.
 3. **diverged**: otherwise.
 
 **undecided** is what remains when the first does not hold and nothing can tell the other two
-apart: no judge and a single clip, so that there is no stranger.
+apart: a single clip, so that there is no stranger, and no judge that misses something.
 """
 
 from collections.abc import Hashable, Sequence
@@ -37,7 +35,6 @@ SSIM_MARGIN = 0.005
 LPIPS_MARGIN = 0.005
 KEPT_SHARE = 0.9
 KEPT_BEYOND = 0.5
-KEPT_BEYOND_JUDGED = 0.25
 
 INDISTINGUISHABLE = "indistinguishable"
 SAME_CONTENT = "same content"
@@ -67,7 +64,7 @@ def judge(
     method: Sequence[Quality],
     floor: Sequence[Quality] | None,
     strangers: Sequence[float] | None,
-    losses: Sequence[bool | None] | None,
+    losses: Sequence[bool] | None,
     prompts: Sequence[Hashable],
 ) -> Verdict:
     """Apply the rule above to one method.
@@ -76,8 +73,7 @@ def judge(
         method: one entry per clip, against the dense clip.
         floor: the same of another dense run; None when none was made.
         strangers: per clip, SSIM of the dense clip to another seed's; None without any.
-        losses: per clip, whether content is lost that the dense clip shows, None where it shows
-            nothing; None without a judge.
+        losses: per clip, whether content is lost that the dense clip shows; None without a judge.
         prompts: of each clip, for the intervals.
     """
     positions = None if strangers is None else _positions(method, floor, strangers)
@@ -90,7 +86,8 @@ def judge(
         why += "; one clip cannot tell the same content from other: give --seeds 2 or more"
         return Verdict(UNDECIDED, why, None, position)
     share = fmean(kept)
-    by = "SSIM" if losses is None else "the content check and SSIM"
+    judges = ("the content check", losses), ("SSIM", strangers)
+    by = " and ".join(name for name, asked in judges if asked is not None)
     why += f"; {sum(kept)} of {len(kept)} clips keep their content by {by}"
     return Verdict(SAME_CONTENT if share >= KEPT_SHARE else DIVERGED, why, share, position)
 
@@ -139,18 +136,16 @@ def _positions(
     return [(q.mean_ssim - low) / max(high - low, 1e-6) for q, high, low in clips]
 
 
-def _kept(
-    positions: Sequence[float] | None, losses: Sequence[bool | None] | None
-) -> list[bool] | None:
+def _kept(positions: Sequence[float] | None, losses: Sequence[bool] | None) -> list[bool] | None:
     """Say of each clip that can be told whether it is kept; None when none can."""
     count = len(positions or losses or ())
     places = [None] * count if positions is None else positions
-    lost = [None] * count if losses is None else losses
+    lost = [False] * count if losses is None else losses
     found = [_is_kept(place, loss) for place, loss in zip(places, lost, strict=True)]
     return [kept for kept in found if kept is not None] or None
 
 
-def _is_kept(position: float | None, lost: bool | None) -> bool | None:
-    if lost is None:
-        return None if position is None else position > KEPT_BEYOND
-    return not lost and (position is None or position > KEPT_BEYOND_JUDGED)
+def _is_kept(position: float | None, lost: bool) -> bool | None:
+    if lost:
+        return False
+    return None if position is None else position > KEPT_BEYOND

@@ -27,8 +27,8 @@ FLICKER = (
 )
 VERDICTS = (
     "verdict: indistinguishable = not worse than the floor (0.5 dB, 0.005 SSIM) on paired clips; "
-    "same content = at least 90 % of clips keep it, by the content check and SSIM between another "
-    "seed's clip and the floor; else diverged (the whole rule: vidsparse.quality.verdict)"
+    "same content = at least 90 % of clips have an SSIM past halfway from another seed's clip to "
+    "the floor, and lose nothing by the content check; else diverged (vidsparse.quality.verdict)"
 )
 CONTENT = "content: share of clips whose shape/colour/direction is the caption's (bundled model)"
 MEANINGS = (TIMED, DENSITIES, AGGREGATES, FLICKER, CONTENT, VERDICTS)
@@ -116,6 +116,8 @@ def headline(document: dict[str, Any]) -> str:
     """Return one sentence: the fastest method that keeps what dense shows."""
     rows = [row for row in document["rows"] if row["role"] == "method"]
     good = [row for row in rows if row["verdict"] in ("indistinguishable", "same content")]
+    if not good and all(row["verdict"] == "undecided" for row in rows):
+        return "One clip does not tell the same content from other: compare with --seeds 2 or more."
     if not good:
         return "No method was found to keep what dense shows."
     best = max(good, key=lambda row: row["speedup"])
