@@ -291,7 +291,7 @@ BAD = {
         ("generate", "--prompt", "x", "--out", "a.mp4", "--density", "0.3"),
         "needs --method",
     ),
-    "nothing to profile": (("profile",), "--heads"),
+    "density without a picture": (("profile", "--density", "0.5"), "belong to --heads or --maps"),
     "unknown kernel case": (("bench", "kernels", "--case", "x"), "unknown case 'x'"),
     "unknown bench case": (("bench", "methods", "--case", "x"), "unknown case 'x'"),
     "unknown bench method": (("bench", "methods", "--method", "x"), "unknown method 'x'"),
