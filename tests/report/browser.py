@@ -130,11 +130,14 @@ class Page:
                 buttons=0 if kind == "mouseReleased" else 1, clickCount=1,
             )  # fmt: skip
 
-    def screenshot(self, path: Path, *, kind: str = "png", whole: bool = True) -> None:
+    def screenshot(
+        self, path: Path, *, kind: str = "png", quality: int | None = None, whole: bool = True
+    ) -> None:
         """Save a picture of the page, or of the window."""
+        more = {} if quality is None else {"quality": quality}
         found = self.call(
-            "Page.captureScreenshot", format=kind, captureBeyondViewport=whole,
-        )  # fmt: skip
+            "Page.captureScreenshot", format=kind, captureBeyondViewport=whole, **more
+        )
         path.write_bytes(b64decode(found["data"]))
 
     def _receive(self) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def picture(page: Path, out: Path, frame: int) -> None:
             "s.dispatchEvent(new Event('input')); })()"
         )
         shown.until(f"document.getElementById('stage').dataset.frame === '{frame}'")
-        shown.screenshot(out, kind="jpeg", whole=False)
+        shown.screenshot(out, kind="jpeg", quality=70, whole=False)
 
 
 if __name__ == "__main__":
