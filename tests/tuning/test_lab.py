@@ -115,7 +115,7 @@ def test_errors_fall_with_density_and_refusals_are_kept(pipe):
 
 
 def settings(**given):
-    chosen = {"methods": ("draft",), "caches": ("first_block",), "warm_ups": (0.25, 0.0), **given}
+    chosen = {"methods": ("draft",), "caches": ("first_block",), "warm_ups": (0.25,), **given}
     return TuneSettings(Target(min_psnr=50), (SCENE,), **chosen)
 
 
