@@ -130,13 +130,13 @@ class Page:
                 buttons=0 if kind == "mouseReleased" else 1, clickCount=1,
             )  # fmt: skip
 
-    def screenshot(
-        self, path: Path, *, kind: str = "png", quality: int | None = None, whole: bool = True
-    ) -> None:
-        """Save a picture of the page, or of the window."""
-        more = {} if quality is None else {"quality": quality}
+    def screenshot(self, path: Path, *, kind: str = "jpeg", scale: float = 1.0) -> None:
+        """Save a picture of the whole page."""
+        size = self.evaluate("[document.body.scrollWidth, document.body.scrollHeight]")
+        more = {"quality": 65} if kind == "jpeg" else {}
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": scale}
         found = self.call(
-            "Page.captureScreenshot", format=kind, captureBeyondViewport=whole, **more
+            "Page.captureScreenshot", format=kind, clip=clip, captureBeyondViewport=True, **more
         )
         path.write_bytes(b64decode(found["data"]))
 
@@ -163,15 +163,15 @@ class Page:
 
 
 def picture(page: Path, out: Path, frame: int) -> None:
-    """Show a frame of a report and take a picture of its upper part."""
-    with tempfile.TemporaryDirectory() as profile, Page(page, Path(profile), height=1500) as shown:
+    """Show a frame of a report and take a picture of the whole page."""
+    with tempfile.TemporaryDirectory() as profile, Page(page, Path(profile)) as shown:
         shown.until("document.getElementById('stage').dataset.frame !== undefined")
         shown.evaluate(
             f"(() => {{ const s = document.getElementById('seek'); s.value = {frame};"
             "s.dispatchEvent(new Event('input')); })()"
         )
         shown.until(f"document.getElementById('stage').dataset.frame === '{frame}'")
-        shown.screenshot(out, kind="jpeg", quality=70, whole=False)
+        shown.screenshot(out, scale=0.65)
 
 
 if __name__ == "__main__":
