@@ -40,7 +40,7 @@ def relative_error(tensors, plan):
 @pytest.mark.parametrize("budget", ["flat", "row", "top_p"])
 def test_density_is_met_and_text_and_own_blocks_stay(layout, budget, cases):
     tensors = cases.qkv(1, 2, 2, layout.num_tokens, 16)
-    method = Compensated(0.5, budget=budget, p=0.4, blocks=SMALL)
+    method = Compensated(0.5, budget=budget, p=0.4, blocks=SMALL, first_layer=1)
     plan = plan_of(method, tensors, layout, cases)
     keep = cases.natural_mask(plan, 2, 2)
     text = torch.ones(layout.num_tokens, dtype=torch.bool)
@@ -315,5 +315,6 @@ def test_the_first_layer_keeps_more_and_the_mean_stays(cases):
     densities = [float(plan.density()) for plan in plans]
     assert densities[0] == pytest.approx(0.5, abs=1e-3)
     assert sum(densities) / 8 == pytest.approx(0.25, abs=1e-3)
+    # Not where the other layers would be left with next to nothing.
     little = Compensated(0.25, first_layer=7.0, blocks=(32, 16))
     assert float(plan_of(little, tensors, layout, cases).density()) == pytest.approx(0.25, abs=1e-3)

@@ -14,6 +14,9 @@ density 0.25 / 0.125). The hard-mask oracle leaves 0.222 / 0.386, compensated 0.
   it is exact for the mean query of a block.
 - Budget: flat 0.045 / 0.079, row 0.045 / 0.088, one for all heads 0.051 / 0.091.
 - The blocks of one or two steps ago serve as well as new ones (0.041 for 0.041).
+- The first layer, with twice the density at an equal mean: the whole model's error in one forward,
+  relative to its output, falls from 0.060 to 0.038 (64 x 32 blocks) and from 0.121 to 0.083
+  (128 x 64), where the hard-mask oracle leaves 0.135; with three times 0.036 and 0.100.
 - What ``block_error`` and ``anchors`` say about scores and errors of earlier steps.
 """
 
@@ -54,8 +57,8 @@ class Compensated(SparseMethod):
     state: step caches, few-step models and any form of guidance suit it.
 
     Attributes:
-        density: kept share of query-key pairs, text and own blocks included, in (0, 1]; the
-            least share of each row for the budget "top_p".
+        density: kept share of query-key pairs, text and own blocks included, in (0, 1], the mean
+            over the layers; the least share of each row for the budget "top_p".
         budget: "flat" ranks all blocks of a head, "row" those of each query block, "top_p" keeps a
             share ``p`` of each query block's estimated error.
         p: share of a row's error for "top_p", in [0, 1].
@@ -92,7 +95,7 @@ class Compensated(SparseMethod):
     blocks: tuple[int, int] | None = None
     anchor_every: int = 0
     plan_every: int = 1
-    first_layer: float = 1.0
+    first_layer: float = 2.0
     first_frame: bool = False
     compensate: bool = field(default=True, kw_only=True)
 
