@@ -25,7 +25,7 @@ class FamilyCard:
         text: "none", "before", "after" the video, or what else shares its sequence.
         head_sizes: D of the released models.
         preset: the bundled preset to start from; None where none was made for it.
-        gpu_shapes: heads, tokens and head size that ran on a GPU, with random weights.
+        gpu_shapes: what ran sparse on a GPU: heads, tokens, head size.
     """
 
     sparsified: str
