@@ -10,7 +10,7 @@ lint: types  ## Lint, format check, types.
 	ruff check . && ruff format --check . && mypy
 
 test:  ## All tests that run without a GPU.
-	pytest -m "not gpu"
+	pytest -m "not gpu" -n auto
 
 tables:  ## The pages' tables from profiling/results and the registries.
 	python -P -m vidsparse.profiling.tables --write README.md

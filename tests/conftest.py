@@ -5,6 +5,10 @@ import os
 import pytest
 import torch
 
+# Workers share the cores: threads of their own would only get in one another's way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
 # Triton reads this when it is imported, which is later than this file.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

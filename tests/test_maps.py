@@ -190,7 +190,6 @@ def test_command_draws_and_prints_recall_beside_the_oracle(run, model, tmp_path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "one of: --heads, --maps"),
         (("--heads", "--maps"), "one of: --heads, --maps"),
         (("--heads", "--layer", "1"), "belong to --maps"),
         (("--maps", "--method", "drift"), "unknown method 'drift'"),
