@@ -29,8 +29,14 @@ It is for tests and measurements, not for making videos of anything else.
 from vidsparse.models import load
 
 pipe = load("tiny")  # or WanPipeline.from_pretrained(vidsparse.models.path("tiny"))
-video = pipe("{prompt}", height={height}, width={width},
-             num_frames={frames}, num_inference_steps={steps}, guidance_scale={guidance}).frames
+video = pipe(
+    "{prompt}",
+    height={height},
+    width={width},
+    num_frames={frames},
+    num_inference_steps={steps},
+    guidance_scale={guidance},
+).frames
 ```
 
 Licence: {licence}, weights and code. The training data are drawn by a program and owe nothing to
