@@ -68,9 +68,13 @@ def test_players_show_the_same_frame_while_playing(page: Any) -> None:
         assert len(frames) == 1
         seen |= frames
         (frame,) = frames
-        # The pictures themselves say which frame they show: 10 + 20 levels a frame.
+        # The pictures themselves say which frame they show: 10 + 20 levels a frame. On a busy
+        # machine the video may have moved on by one since it told its time, for all alike.
         levels = [level for index, (_, level) in enumerate(drawn) if index != HEAT]
-        assert levels == pytest.approx([10 + 20 * frame] * len(levels), abs=4)
+        assert max(levels) - min(levels) <= 4
+        shown = round((levels[0] - 10) / 20)
+        assert levels[0] == pytest.approx(10 + 20 * shown, abs=4)
+        assert shown - frame in (0, 1)
         assert drawn[HEAT][1] < 8
     assert len(seen) >= 4
     page.evaluate("document.getElementById('play').click()")
