@@ -30,11 +30,10 @@ def block_sparse_attention_8bit(
     *,
     scale: float | None = None,
     impl: Impl = Impl.AUTO,
-    values_8bit: bool = True,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks, with inputs rounded to 8 bits.
 
-    About 4 % off exact attention: the error of e4m3 weights and values; logits are off by 1 %.
+    About 4 % off exact attention: the error of e4m3 weights and values; logits are off by less.
 
     Args:
         q: (B, H, Sq, D) bfloat16 or float16 (float32 for REFERENCE), D at most 128. All
@@ -45,7 +44,6 @@ def block_sparse_attention_8bit(
         scale: positive factor on the logits, 1 / sqrt(D) by default.
         impl: GLUON (Hopper), TRITON (Ada, Hopper, interpreter) or REFERENCE, which simulates the
             rounding and is not fast; AUTO takes the first that runs here.
-        values_8bit: round weights and values too; without, 1 % off, and GLUON or REFERENCE only.
 
     Returns:
         Output in q's dtype and the natural LSE; rows without keys give 0 and -inf.
@@ -60,27 +58,19 @@ def block_sparse_attention_8bit(
         raise ValueError("block_sparse_attention_8bit: " + "; ".join(reasons))
     if scale is not None and not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
-    impl = _choose(impl, q, mask, None if values_8bit else v)
-    x = quantize_qkv(q, k, v, block_kv=mask.block_kv, scale=scale, values_8bit=values_8bit)
+    impl = _choose(impl, q, mask)
+    x = quantize_qkv(q, k, v, block_kv=mask.block_kv, scale=scale)
     return attend_quantized(x, mask, q, impl=impl)
 
 
 def dense_attention_8bit(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = None,
-    impl: Impl = Impl.AUTO,
-    values_8bit: bool = True,
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, impl: Impl = Impl.AUTO
 ) -> AttentionOutput:
     """Attend to all keys, with inputs rounded to 8 bits; see ``block_sparse_attention_8bit``."""
     mask = BlockMask.full(
         block_q=128, block_kv=128, seq_q=q.shape[2], seq_kv=k.shape[2], device=q.device
     )
-    return block_sparse_attention_8bit(
-        q, k, v, mask, scale=scale, impl=impl, values_8bit=values_8bit
-    )
+    return block_sparse_attention_8bit(q, k, v, mask, scale=scale, impl=impl)
 
 
 def attend_quantized(
@@ -107,21 +97,8 @@ def attend_quantized(
     return attend_quantized_gluon(x, mask, out)
 
 
-def reasons_8bit(
-    impl: Impl,
-    q: Tensor,
-    mask: BlockMask | RaggedBlockMask,
-    *,
-    values: Tensor | None = None,
-) -> list[str]:
-    """List why an implementation cannot attend in 8 bits; empty when it can.
-
-    Args:
-        impl: implementation.
-        q: (B, H, Sq, D).
-        mask: kept blocks.
-        values: (B, H, Skv, D) if they are to keep their 16 bits, None if they are rounded.
-    """
+def reasons_8bit(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
+    """List why an implementation cannot attend in 8 bits; empty when it can."""
     if isinstance(mask, RaggedBlockMask):
         return ["blocks of varying size; use block_sparse_attention"]
     if impl is Impl.REFERENCE:
@@ -136,13 +113,7 @@ def reasons_8bit(
         reasons.append(f"head size {q.shape[-1]}; use a multiple of 8 up to 128")
     if mask.block_kv not in _BLOCK_KV:
         reasons.append(f"blocks of {mask.block_kv} keys; use one of {_BLOCK_KV}")
-    if impl is Impl.TRITON:
-        if values is not None:
-            reasons.append("values of 16 bits; use gluon or reference")
-        return reasons + _triton_reasons(q)
-    if values is not None and mask.block_q % (2 * _GROUP_ROWS):
-        reasons.append(f"blocks of {mask.block_q} queries with values of 16 bits; use 128")
-    return reasons + _gluon_reasons(q, mask) + _stride_reasons(q, q if values is None else values)
+    return reasons + (_triton_reasons(q) if impl is Impl.TRITON else _gluon_reasons(q, mask))
 
 
 def _triton_reasons(q: Tensor) -> list[str]:
@@ -164,28 +135,23 @@ def _gluon_reasons(q: Tensor, mask: BlockMask) -> list[str]:
     reasons = []
     if mask.block_q % _GROUP_ROWS:
         reasons.append(f"blocks of {mask.block_q} queries; use a multiple of {_GROUP_ROWS}")
+    if q.data_ptr() % 16 or any(
+        s % 8 for s, n in zip(q.stride(), q.shape, strict=True) if n > 1 and s != 1
+    ):
+        reasons.append(f"q has strides {q.stride()}; rows must start at 16-byte addresses")
     return reasons
 
 
-def _stride_reasons(q: Tensor, v: Tensor) -> list[str]:
-    return [
-        f"{name} has strides {x.stride()}; rows must start at 16-byte addresses"
-        for name, x in (("q", q), ("v", v))
-        if x.data_ptr() % 16
-        or any(s % 8 for s, n in zip(x.stride(), x.shape, strict=True) if n > 1 and s != 1)
-    ]
-
-
-def _choose(impl: Impl, q: Tensor, mask: BlockMask, values: Tensor | None) -> Impl:
+def _choose(impl: Impl, q: Tensor, mask: BlockMask) -> Impl:
     if impl is not Impl.AUTO:
-        reasons = reasons_8bit(impl, q, mask, values=values)
+        reasons = reasons_8bit(impl, q, mask)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
         return impl
     refused: list[str] = []
     candidates = [Impl.REFERENCE] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON]
     for candidate in candidates:
-        reasons = reasons_8bit(candidate, q, mask, values=values)
+        reasons = reasons_8bit(candidate, q, mask)
         if not reasons:
             _log_choice(candidate, "; ".join(refused), str(q.device))
             return candidate

@@ -42,9 +42,6 @@ GLUON_8BIT_CONFIGS: dict[int, Gluon8BitConfig] = {
     64: Gluon8BitConfig(1, 2, 232, 128),
 }
 
-# Values of 16 bits.
-MIXED_CONFIG = Gluon8BitConfig(2, 2, 240, 168)
-
 
 def attend_quantized_gluon(
     x: QuantizedQKV, mask: BlockMask, out: Tensor, config: Gluon8BitConfig | None = None
@@ -57,17 +54,11 @@ def attend_quantized_gluon(
         out: (B, H, Sq, D) bfloat16 or float16, written to.
         config: CTA shape, by default the table's.
     """
-    if config is None and not x.values_8bit:
-        config = MIXED_CONFIG
     if config is None:
         config = GLUON_8BIT_CONFIGS[128 if mask.block_q % 128 == 0 else 64]
     lse = torch.empty(x.q.shape[:3], dtype=torch.float32, device=out.device)
     for part in _batches(x, out, lse, mask):
         _launch(*part, mask, config)
-    if x.exact is not None:
-        from vidsparse.kernels.triton_retry import attend_again
-
-        attend_again(*x.exact, x.v, out, lse, mask, x.scale)
     return AttentionOutput(out, lse)
 
 
@@ -82,7 +73,7 @@ def _batches(
     }
     tensors |= {"counts": mask.kv_num_blocks, "indices": mask.kv_indices}
     B, H = out.shape[:2]
-    if B == 1 or all(y.stride(0) == H * y.stride(1) for y in (out, x.v)):
+    if B == 1 or out.stride(0) == H * out.stride(1):
         if mask.kv_num_blocks.shape[:2] not in ((1, 1), (B, H)):
             for name in ("counts", "indices"):
                 tensors[name] = tensors[name].expand(B, H, *tensors[name].shape[2:])
@@ -97,7 +88,6 @@ def _launch(
     x: dict[str, Tensor], out: Tensor, lse: Tensor, mask: BlockMask, config: Gluon8BitConfig
 ) -> None:
     from vidsparse.kernels.gluon_attention_8bit import attention_8bit_kernel
-    from vidsparse.kernels.gluon_attention_mixed import attention_mixed_kernel
     from vidsparse.kernels.triton_lists import launch_order
 
     heads, Sq, size = x["q"].shape
@@ -106,16 +96,6 @@ def _launch(
     tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
     order = launch_order(counts, heads, stride_h, tiles_per_block)
     rows, keys = [1, _GROUP_ROWS, size], [1, chunk, size]
-    if x["v"].element_size() > 1:
-        attention_mixed_kernel[(len(order),)](
-            gluon_descriptor(x["q"], rows), gluon_descriptor(x["k"], keys),
-            gluon_descriptor(x["v"], keys), gluon_descriptor(out, rows),
-            lse, x["q_scale"], x["lse_shift"], x["k_scale"], order, counts, x["indices"],
-            stride_h, Sq, mask.seq_kv, mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
-            TILE_KV=_TILE_KV, CHUNK=chunk, STAGES=config.stages, REGISTERS=config.registers,
-            num_warps=4, maxnreg=config.max_registers,
-        )  # fmt: skip
-        return
     attention_8bit_kernel[(len(order),)](
         gluon_descriptor(x["q"], rows), gluon_descriptor(x["k"], keys),
         gluon_descriptor(x["v"], [1, size, chunk]), gluon_descriptor(out, rows),

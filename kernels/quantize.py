@@ -35,13 +35,10 @@ class QuantizedQKV:
         lse_shift: (B, H, Sq) float32: what the mean key adds to the natural LSE.
         k: (B, H, Skv, P) int8.
         k_scale: (B, H, Nkv) float32, one per block of keys.
-        v: (B, H, D, Skv padded to 128) float8_e4m3fn, keys in ``value_order``, 0 in the padding;
-            or the values as they were, (B, H, Skv, D).
+        v: (B, H, D, Skv padded to 128) float8_e4m3fn, keys in ``value_order``, 0 in the padding.
         v_scale: (B, H) float32: values per unit of v.
         block_kv: keys per block.
         seq_kv: number of keys.
-        scale: factor on the logits.
-        exact: queries and keys before rounding, where v are the values as they were; else None.
     """
 
     q: Tensor
@@ -53,23 +50,10 @@ class QuantizedQKV:
     v_scale: Tensor
     block_kv: int
     seq_kv: int
-    scale: float
-    exact: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def values_8bit(self) -> bool:
-        """Whether values are e4m3."""
-        return self.exact is None
 
 
 def quantize_qkv(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    block_kv: int,
-    scale: float | None = None,
-    values_8bit: bool = True,
+    q: Tensor, k: Tensor, v: Tensor, *, block_kv: int, scale: float | None = None
 ) -> QuantizedQKV:
     """Round to 8 bits: q per row, k per block, both int8; v per head, e4m3.
 
@@ -79,7 +63,6 @@ def quantize_qkv(
         v: (B, H, Skv, D).
         block_kv: keys per block of the masks that will be used.
         scale: factor on the logits, 1 / sqrt(D) by default.
-        values_8bit: round values too, which makes up most of the error.
 
     Source: SageAttention, arXiv:2410.02367 (smoothing, scales); FlashAttention-3,
     arXiv:2407.08608, section 3.3 (rotation).
@@ -88,12 +71,12 @@ def quantize_qkv(
     if triton_is_native(q.device):
         from vidsparse.kernels.triton_quantize import quantize_qkv_triton
 
-        return quantize_qkv_triton(q, k, v, block_kv, scale, values_8bit)
-    return quantize_qkv_torch(q, k, v, block_kv, scale, values_8bit)
+        return quantize_qkv_triton(q, k, v, block_kv, scale)
+    return quantize_qkv_torch(q, k, v, block_kv, scale)
 
 
 def quantize_qkv_torch(
-    q: Tensor, k: Tensor, v: Tensor, block_kv: int, scale: float, values_8bit: bool = True
+    q: Tensor, k: Tensor, v: Tensor, block_kv: int, scale: float
 ) -> QuantizedQKV:
     """Return what ``quantize_qkv`` does, in plain torch."""
     mean = k.float().mean(2, keepdim=True)
@@ -102,9 +85,7 @@ def quantize_qkv_torch(
     q_unit = rotated_q.abs().amax(-1).clamp(min=SMALLEST) / INT8_MAX
     k_unit = _block_amax(rotated_k, block_kv).clamp(min=SMALLEST) / INT8_MAX
     per_key = k_unit.repeat_interleave(block_kv, -1)[..., : k.shape[2]]
-    v_scale = torch.ones(v.shape[:2], device=v.device)
-    if values_8bit:
-        v_scale = v.float().abs().amax((2, 3)).clamp(min=SMALLEST) / E4M3_MAX
+    v_scale = v.float().abs().amax((2, 3)).clamp(min=SMALLEST) / E4M3_MAX
     # The rotation is its own inverse up to this factor.
     factor = scale * LOG2_E / rotated_q.shape[-1]
     return QuantizedQKV(
@@ -113,12 +94,10 @@ def quantize_qkv_torch(
         lse_shift,
         _to_int8(rotated_k / per_key[..., None]),
         k_unit,
-        _transposed_e4m3(v.float() / v_scale[..., None, None]) if values_8bit else v,
+        _transposed_e4m3(v.float() / v_scale[..., None, None]),
         v_scale,
         block_kv,
         k.shape[2],
-        scale,
-        None if values_8bit else (q, k),
     )
 
 

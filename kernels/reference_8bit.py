@@ -39,9 +39,7 @@ def attend_quantized_reference(
             weights = torch.exp2(scores - top)
             total = weights.sum(-1)
             lse[b, h] = (top[:, 0] + torch.log2(total)) * _LN_2 + x.lse_shift[b, h]
-            rounded = weights
-            if x.values_8bit:
-                rounded = (weights * _WEIGHT_UNIT).to(torch.float8_e4m3fn).float() / _WEIGHT_UNIT
+            rounded = (weights * _WEIGHT_UNIT).to(torch.float8_e4m3fn).float() / _WEIGHT_UNIT
             # Rows without keys give 0 / 0: defined as 0.
             out[b, h] = (rounded @ values[b, h] / total[:, None]).nan_to_num(0.0).to(dtype)
     return AttentionOutput(out, lse)
@@ -56,7 +54,5 @@ def logits(x: QuantizedQKV, b: int, h: int) -> Tensor:
 
 def dequantized_values(x: QuantizedQKV) -> Tensor:
     """Return (B, H, Skv, D) float32 values in their natural order."""
-    if not x.values_8bit:
-        return x.v.float()
     place = torch.argsort(value_order(x.v.shape[-1], x.v.device))[: x.seq_kv]
     return x.v.float()[..., place].mT * x.v_scale[..., None, None]

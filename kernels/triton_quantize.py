@@ -29,7 +29,6 @@ def _sum_kernel(
     k_ptr, v_ptr, sums_ptr, largest_ptr, k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s, H, S, D,
     TOKENS: tl.constexpr, STEP: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
-    VALUES: tl.constexpr,
 ):  # fmt: skip
     """One program sums TOKENS keys of one head and finds the largest of their values."""
     part, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -40,10 +39,9 @@ def _sum_kernel(
     for step in tl.range(0, TOKENS, STEP):
         rows = part * TOKENS + step + tl.arange(0, STEP)
         k = load_rows(k_ptr, rows, k_stride_s, rows < S, D, PAD_D, EVEN_D)
+        v = load_rows(v_ptr, rows, v_stride_s, rows < S, D, PAD_D, EVEN_D)
         total += tl.sum(k.to(tl.float32), 0)
-        if VALUES:
-            v = load_rows(v_ptr, rows, v_stride_s, rows < S, D, PAD_D, EVEN_D)
-            largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)), 0))
+        largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)), 0))
     place = head * tl.num_programs(0) + part
     tl.store(sums_ptr + place * PAD_D + tl.arange(0, PAD_D), total)
     tl.store(largest_ptr + place, tl.max(largest, 0))
@@ -140,16 +138,17 @@ def _round_values_kernel(
 
 
 def quantize_qkv_triton(
-    q: Tensor, k: Tensor, v: Tensor, block_kv: int, scale: float, values_8bit: bool = True
+    q: Tensor, k: Tensor, v: Tensor, block_kv: int, scale: float
 ) -> QuantizedQKV:
     """Return what ``quantize_qkv`` does."""
     B, H, Sq, D = q.shape
     S, P = k.shape[2], max(64, padded_head_size(D))
     shape = {"PAD_D": P, "EVEN_D": P == D}
-    mean, v_scale = _mean_key_and_value_scale(k, v, P, values_8bit)
+    mean, v_scale = _mean_key_and_value_scale(k, v, P)
     signs = hadamard(P, q.device, q.dtype)
     blocks, padded = triton.cdiv(S, block_kv), triton.cdiv(S, PADDED_KEYS) * PADDED_KEYS
     q8, k8 = (torch.empty(B, H, n, P, dtype=torch.int8, device=q.device) for n in (Sq, S))
+    v8 = torch.empty(B, H, D, padded, dtype=torch.float8_e4m3fn, device=q.device)
     q_scale, lse_shift = (torch.empty(B, H, Sq, device=q.device) for _ in range(2))
     k_scale = torch.empty(B, H, blocks, device=q.device)
     _round_queries_kernel[(triton.cdiv(Sq, _ROWS * _STEPS), B * H)](
@@ -162,20 +161,14 @@ def quantize_qkv_triton(
         ROWS=max(16, triton.next_power_of_2(block_kv)), STEPS=_STEPS, SMALLEST=SMALLEST, **shape,
         num_warps=8 if block_kv > 64 else 4,
     )  # fmt: skip
-    units = (q8, q_scale, lse_shift, k8, k_scale)
-    if not values_8bit:
-        return QuantizedQKV(*units, v, v_scale, block_kv, S, scale, (q, k))
-    v8 = torch.empty(B, H, D, padded, dtype=torch.float8_e4m3fn, device=q.device)
     _round_values_kernel[(padded // PADDED_KEYS, B * H)](
         v, v_scale, v8, *v.stride()[:3], H, S, D, padded, KEYS=PADDED_KEYS,
         INTERPRETED=triton_is_interpreted(), **shape,
     )  # fmt: skip
-    return QuantizedQKV(*units, v8, v_scale, block_kv, S, scale)
+    return QuantizedQKV(q8, q_scale, lse_shift, k8, k_scale, v8, v_scale, block_kv, S)
 
 
-def _mean_key_and_value_scale(
-    k: Tensor, v: Tensor, P: int, values_8bit: bool
-) -> tuple[Tensor, Tensor]:
+def _mean_key_and_value_scale(k: Tensor, v: Tensor, P: int) -> tuple[Tensor, Tensor]:
     """Return the mean key (B, H, P) and what one unit of e4m3 stands for (B, H)."""
     B, H, S, D = k.shape
     parts = triton.cdiv(S, _SUM_TOKENS)
@@ -184,6 +177,5 @@ def _mean_key_and_value_scale(
     _sum_kernel[(parts, B * H)](
         k, v, sums, largest, *k.stride()[:3], *v.stride()[:3], H, S, D,
         TOKENS=_SUM_TOKENS, STEP=_SUM_STEP, PAD_D=P, EVEN_D=P == D,
-        VALUES=values_8bit,
     )  # fmt: skip
     return sums.sum(2) / S, largest.amax(2).clamp(min=SMALLEST) / E4M3_MAX

@@ -47,13 +47,13 @@ def contenders(
     """Return the implementations that can take a case.
 
     Args:
-        bits: 16, 8, or 12 for 8-bit queries and keys with 16-bit values.
+        bits: 16, or 8 for 8-bit attention.
         impls: implementations asked for.
         qkv: tensors (1, H, S, D).
         mask: kept blocks.
     """
-    if bits < 16:
-        return _in_8_bits(impls, qkv, mask, values_8bit=bits == 8)
+    if bits == 8:
+        return _in_8_bits(impls, qkv, mask)
     return {
         impl: Contender(
             partial(block_sparse_attention, *qkv, mask, impl=impl), _LARGEST_ERROR[qkv[0].dtype]
@@ -64,22 +64,16 @@ def contenders(
 
 
 def _in_8_bits(
-    impls: Sequence[Impl],
-    qkv: tuple[Tensor, Tensor, Tensor],
-    mask: BlockMask | RaggedBlockMask,
-    *,
-    values_8bit: bool,
+    impls: Sequence[Impl], qkv: tuple[Tensor, Tensor, Tensor], mask: BlockMask | RaggedBlockMask
 ) -> dict[Impl, Contender]:
-    q, _, v = qkv
-    kept = None if values_8bit else v
-    fitting = [impl for impl in impls if not reasons_8bit(impl, q, mask, values=kept)]
+    fitting = [impl for impl in impls if not reasons_8bit(impl, qkv[0], mask)]
     if not fitting or isinstance(mask, RaggedBlockMask):
         return {}
-    quantize = partial(quantize_qkv, *qkv, block_kv=mask.block_kv, values_8bit=values_8bit)
+    quantize = partial(quantize_qkv, *qkv, block_kv=mask.block_kv)
     rounded = quantize()
     return {
         impl: Contender(
-            partial(attend_quantized, rounded, mask, q, impl=impl),
+            partial(attend_quantized, rounded, mask, qkv[0], impl=impl),
             _LARGEST_8BIT_ERROR,
             quantize,
         )

@@ -16,7 +16,7 @@ class KernelCase:
         block_kv: key tokens per block.
         density: share of blocks kept at random, in (0, 1].
         clusters: (query, key) clusters with Zipf-like sizes instead of equal blocks, or None.
-        bits: 16; 8 for attention on 8-bit tensor cores; 12 if only queries and keys have 8 bits.
+        bits: 16, or 8 for attention on 8-bit tensor cores.
     """
 
     name: str
@@ -47,7 +47,6 @@ GPU_CASES: tuple[KernelCase, ...] = (
     replace(_COG, name="cogvideox1.5-d64-128", block_q=128),
     _SMALL,
     replace(_SMALL, name="small-d64-192", block_q=192),
-    *(replace(_WAN, name="wan14b-720p-int8qk", bits=12, density=d) for d in (1.0, 0.25)),
 )
 CPU_CASES: tuple[KernelCase, ...] = (
     _CPU,

@@ -155,7 +155,7 @@ def tune(case: KernelCase, device: torch.device, *, repeats: int) -> list[dict[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Time launch configurations of one case.")
-    parser.add_argument("case", choices=sorted({c.name for c in GPU_CASES if c.bits != 12}))
+    parser.add_argument("case", choices=sorted({c.name for c in GPU_CASES}))
     parser.add_argument("--density", type=float, action="append")
     parser.add_argument("--repeats", type=int, default=10, help="0 only compiles and checks")
     parser.add_argument("--json", type=Path)
