@@ -1,16 +1,14 @@
 """Look at the attention maps of another method while it generates."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
 from vidsparse.maps import SiteMaps, attention_maps
-from vidsparse.methods.base import SparseMethod
+from vidsparse.methods.wrapped import WrappedMethod
 from vidsparse.plan import AttentionPlan, CallSite
 
 # Heads looked at when none are named.
@@ -18,7 +16,7 @@ _HEADS = 4
 
 
 @dataclass(frozen=True)
-class WatchedMaps(SparseMethod):
+class WatchedMaps(WrappedMethod):
     """Another method whose plan is looked at once, for ``vidsparse profile --maps``.
 
     Attributes:
@@ -37,19 +35,10 @@ class WatchedMaps(SparseMethod):
     summary: ClassVar[str] = "draws the maps of another method"
     source: ClassVar[str] = "control"
 
-    inner: SparseMethod = field(kw_only=True)
     layer: int | None = None
     step: int | None = None
     heads: tuple[int, ...] | None = None
     found: list[SiteMaps] = field(default_factory=list, compare=False, repr=False)
-
-    def init_state(self) -> Any:
-        """Return a state of the other method."""
-        return self.inner.init_state()
-
-    def state_key(self, site: CallSite) -> Hashable:
-        """Share states as the other method does."""
-        return self.inner.state_key(site)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
@@ -64,12 +53,6 @@ class WatchedMaps(SparseMethod):
             heads = self.heads or _spread_heads(q.shape[1])
             self.found.append(attention_maps(self.inner, q, k, layout, plan, site, heads))
         return plan
-
-    def observe(
-        self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
-    ) -> None:
-        """Let the other method learn."""
-        self.inner.observe(output, plan, site, state)
 
     def _wanted(self, site: CallSite) -> bool:
         layer = site.num_layers // 2 if self.layer is None else self.layer

@@ -1,6 +1,6 @@
 """Record what another method keeps at every layer, head and step while it generates."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,9 +9,8 @@ from torch import Tensor
 
 from vidsparse.generate import Sampling, sample
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, block_sizes
-from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
-from vidsparse.methods.base import SparseMethod
+from vidsparse.methods.wrapped import WrappedMethod
 from vidsparse.plan import AttentionPlan, CallSite
 from vidsparse.profiling.recall import recall
 from vidsparse.request import SparseRequest
@@ -33,7 +32,7 @@ class SiteRow:
 
 
 @dataclass(frozen=True)
-class WatchedSites(SparseMethod):
+class WatchedSites(WrappedMethod):
     """Another method, watched at every call of the first branch; exact recall costs time.
 
     Attributes:
@@ -45,16 +44,7 @@ class WatchedSites(SparseMethod):
     summary: ClassVar[str] = "records density and recall of another method"
     source: ClassVar[str] = "control"
 
-    inner: SparseMethod = field(kw_only=True)
     rows: list[SiteRow] = field(default_factory=list, compare=False, repr=False)
-
-    def init_state(self) -> Any:
-        """Return a state of the other method."""
-        return self.inner.init_state()
-
-    def state_key(self, site: CallSite) -> Hashable:
-        """Share states as the other method does."""
-        return self.inner.state_key(site)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
@@ -66,12 +56,6 @@ class WatchedSites(SparseMethod):
             density = head_density(plan.mask)[:1].expand(1, q.shape[1])[0].cpu()
             self.rows.append(SiteRow(site, density, kept))
         return plan
-
-    def observe(
-        self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
-    ) -> None:
-        """Let the other method learn."""
-        self.inner.observe(output, plan, site, state)
 
 
 def head_density(mask: BlockMask | RaggedBlockMask) -> Tensor:

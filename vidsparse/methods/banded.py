@@ -1,6 +1,6 @@
 """Another method whose density depends on the noise level and the layer."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
@@ -10,6 +10,7 @@ from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, check_given
+from vidsparse.methods.wrapped import WrappedMethod
 from vidsparse.plan import AttentionPlan, CallSite
 
 
@@ -32,7 +33,7 @@ class DensityBand(Protocol):
 
 
 @dataclass(frozen=True)
-class Banded(SparseMethod):
+class Banded(WrappedMethod):
     """Plan with another method, at the density of the call's noise level and layer.
 
     Noise levels, not steps, so that one table serves any number of steps.
@@ -50,7 +51,6 @@ class Banded(SparseMethod):
     summary: ClassVar[str] = "another method, with densities by noise level and layer"
     source: ClassVar[str] = "control"
 
-    inner: SparseMethod = field(kw_only=True)
     bands: tuple[DensityBand, ...] = field(kw_only=True, compare=False)
     _variants: dict[float, SparseMethod] = field(
         default_factory=dict, kw_only=True, compare=False, repr=False
@@ -77,14 +77,6 @@ class Banded(SparseMethod):
         mean = sum(band.mean() for band in bands) / max(1, len(bands))
         # A mean of 1 would count as dense before any call is asked.
         return cls(min(mean, 0.999) or 0.5, inner=inner, bands=tuple(bands))
-
-    def init_state(self) -> Any:
-        """Return a state of the other method."""
-        return self.inner.init_state()
-
-    def state_key(self, site: CallSite) -> Hashable:
-        """Share states as the other method does."""
-        return self.inner.state_key(site)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, layout: VideoLayout, site: CallSite, state: Any
