@@ -67,6 +67,15 @@ def test_searches_count_as_often_as_a_run_of_fifty_steps_has_them():
     assert mean_sparse_step(method, [run]).step_ms == pytest.approx((200 + 100 + 38 * 10) / 40)
 
 
+def test_parts_of_unlike_steps_still_add_up_to_a_step():
+    run = [
+        StepTimes(ms, {"kernel": kernel, "other": ms - kernel})
+        for ms, kernel in ((90.0, 10.0), (60.0, 1.0), (60.0, 40.0), (50.0, 45.0), (70.0, 5.0))
+    ]
+    mean = mean_sparse_step(build_method("draft", {}), [[StepTimes(99.0, {}), *run]])
+    assert sum(mean.parts.values()) == pytest.approx(mean.step_ms)
+
+
 def test_a_phase_that_short_runs_lack_is_an_error(monkeypatch):
     method = build_method("draft", {})
     phases = {6: (Phase("a", (1, 2, 3, 4, 5)),), 50: (Phase("a", (10,)), Phase("b", (11,)))}
