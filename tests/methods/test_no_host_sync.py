@@ -98,14 +98,14 @@ def test_plans_on_the_cpu_ask_for_no_value(name, options, layout, cases, answers
     states = {key: method.init_state() for key in {method.state_key(s) for s in sites(cases)}}
     # Geometry is built on the host once per layout.
     first, *later = sites(cases)
-    method.plan(q, k, v, layout, first, states[method.state_key(first)])
+    method.decide(q, k, v, layout, first, states[method.state_key(first)])
     for site in later:
         state = states[method.state_key(site)]
         with cases.no_host_sync():
-            plan = method.plan(q, k, v, layout, site, state)
+            plan = method.decide(q, k, v, layout, site, state)
             plan.density()
-        if type(method).observe is SparseMethod.observe:  # nothing to learn from the output
-            continue
+        if type(method).observe is SparseMethod.observe and site is not later[-1]:
+            continue  # nothing to learn from the output
         output = attend_permuted(q, k, v, plan)
         with cases.no_host_sync():
             method.observe(output, plan, site, state)
@@ -128,7 +128,7 @@ def test_a_call_on_a_gpu_never_waits(name, options, layout, cases):
     q, k, v = video_qkv(layout, 1, 4, 64, torch.device("cuda"), torch.bfloat16)
     states = {key: method.init_state() for key in {method.state_key(s) for s in sites(cases)}}
     for site in sites(cases):  # compiles every path
-        plan = method.plan(q, k, v, layout, site, states[method.state_key(site)])
+        plan = method.decide(q, k, v, layout, site, states[method.state_key(site)])
         output = attend_permuted(q, k, v, plan)
         method.observe(output, plan, site, states[method.state_key(site)])
     torch.cuda.synchronize()
@@ -137,7 +137,7 @@ def test_a_call_on_a_gpu_never_waits(name, options, layout, cases):
         # Later steps, then two of a run that began anew.
         for step in (9, 10, 11, 12, 1, 2):
             site = cases.site(step=step)
-            plan = method.plan(q, k, v, layout, site, states[method.state_key(site)])
+            plan = method.decide(q, k, v, layout, site, states[method.state_key(site)])
             output = attend_permuted(q, k, v, plan)
             method.observe(output, plan, site, states[method.state_key(site)])
             restore_output(output, plan)
