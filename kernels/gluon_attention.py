@@ -159,10 +159,18 @@ def _softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
 
 
 @gluon.jit
-def _fixed_softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
-    """Fold one tile into the running sum, against the maximum of the first tile."""
+def _thread_sums(weights):
+    """Sum what each thread holds of a row: 8 columns of sums, whose threads never had to meet."""
+    ROWS: gl.constexpr = weights.shape[0]
+    KEYS: gl.constexpr = weights.shape[1]
+    return gl.sum(gl.reshape(weights, [ROWS, KEYS // 8, 8]), axis=1)
+
+
+@gluon.jit
+def _fixed_softmax(scores, row_max, scale, CUBIC_SHARE: gl.constexpr):
+    """Weigh one tile against the maximum of the first tile."""
     weights = _exp2(scores * scale - gl.expand_dims(row_max, 1), CUBIC_SHARE)
-    return weights, row_sum + gl.sum(weights, axis=1)
+    return weights, _thread_sums(weights)
 
 
 @gluon.jit
@@ -213,8 +221,8 @@ def _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS: gl.co
 @gluon.jit
 def _store_statistic(stats_ptr, tile, rows, GROUP: gl.constexpr, GROUPS: gl.constexpr,
                      WARPS: gl.constexpr, STATS: gl.constexpr):  # fmt: skip
-    """Reduce a tile's rows to one number per warp, so that no warp waits for another."""
-    rows = gl.reshape(rows, [WARPS, rows.shape[0] // WARPS])
+    """Reduce a tile's rows, or their sums by thread, to one number per warp: no warp waits."""
+    rows = gl.reshape(rows, [WARPS, rows.numel // WARPS])
     value = gl.max(rows, axis=1) if STATS == 2 else gl.sum(rows, axis=1)
     warps = gl.arange(0, WARPS, layout=value.type.layout)
     gl.store(stats_ptr + (tile * GROUPS + GROUP) * WARPS + warps, value)
@@ -340,8 +348,17 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         )
         first_max = row_max
         first_sum = row_sum
+        if FIXED:
+            sums = _thread_sums(p)
+            SUM_ROW: gl.constexpr = gl.SliceLayout(1, sums.type.layout)
         if STATS:
-            pending = _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
+            if FIXED:
+                # Weights are relative to one maximum, so one factor makes them masses.
+                share = gl.convert_layout(gl.exp2(row_max - reference), SUM_ROW)
+                share = gl.expand_dims(share, 1)
+                pending = sums * share
+            else:
+                pending = _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
         packed = _pack_weights(p, dtype)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
@@ -380,16 +397,20 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                         lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
                         s = _drop_keys(s, lengths, BOXES, SCORES)
                 if FIXED:
-                    p, row_sum = _fixed_softmax(s, row_max, row_sum, scale, CUBIC_SHARE)
+                    p, tile_sums = _fixed_softmax(s, row_max, scale, CUBIC_SHARE)
+                    sums += tile_sums
                 else:
                     p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
                         s, row_max, row_sum, scale, CUBIC_SHARE
                     )
                 if STATS:  # noqa: SIM102
                     if PHASE == 0:
-                        pending = _row_statistic(
-                            tile_max, tile_sum, row_max, row_sum, reference, STATS
-                        )
+                        if FIXED:
+                            pending = tile_sums * share
+                        else:
+                            pending = _row_statistic(
+                                tile_max, tile_sum, row_max, row_sum, reference, STATS
+                            )
                 used_stage = v_stage
                 v_stage = k_stage
                 v_phase = k_phase
@@ -421,6 +442,8 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
         acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
+        if FIXED:
+            row_sum = gl.convert_layout(gl.sum(sums, axis=1), SCORE_ROW, assert_trivial=True)
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
     lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))

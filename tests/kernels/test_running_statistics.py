@@ -95,7 +95,9 @@ def test_kernels_equal_the_slow_twin(device, impl, dtype, stat, blocks):
     output = block_sparse_attention(q, k, v, mask, impl=impl, running=stat)
     assert_as_exact_as_eager(output, q, k, v, mask)
     got = output.block_stats
-    expected = slow_statistic(q, k, mask, stat, backwards=impl is Impl.GLUON)
+    # Gluon goes from the end, where its tiles are the mask's blocks; else torch goes forwards.
+    backwards = impl is Impl.GLUON and block_kv == 128
+    expected = slow_statistic(q, k, mask, stat, backwards=backwards)
     kept = mask.to_dense()
     assert bool((got[~kept] == empty_value(stat)).all())
     if stat is RunningStat.MASS and impl is Impl.TRITON and block_kv > 32:
