@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import UsageError
-from vidsparse.video import write_text
+from vidsparse.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
+from vidsparse.files import replacing, write_text
 from vidsparse.pictures import contact_sheet, side_by_side, write_png
 from vidsparse.video import (
     read_video,
     read_video_file,
-    replacing,
     to_float,
     to_uint8,
     write_frames,
-    write_text,
     write_video,
 )
 
@@ -107,7 +106,7 @@ def test_a_full_disk_keeps_the_earlier_video(tmp_path: Path) -> None:
     before = path.read_bytes()
     script = (
         "import resource, signal, sys, numpy as np\nfrom pathlib import Path\n"
-        "from vidsparse.video import write_frames, write_text\n"
+        "from vidsparse.files import write_text\nfrom vidsparse.video import write_frames\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "frames = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)\n"

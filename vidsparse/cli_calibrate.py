@@ -47,11 +47,11 @@ def calibrate(
 ) -> None:
     """Find LiteAttention's thresholds by layer and part of the steps; write them as a preset."""
     from vidsparse import calibrate as calibration
+    from vidsparse.files import check_file_name
     from vidsparse.generate import Sampling
     from vidsparse.preset_files import SUFFIXES
     from vidsparse.prompts import read_scenes
     from vidsparse.request import parse_count_or_share
-    from vidsparse.video import check_file_name
 
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out} must end in {' or '.join(SUFFIXES)}")

@@ -82,11 +82,11 @@ def compare(
     Finished clips are kept in --out: after an interrupt the same command goes on where it was.
     """
     from vidsparse import floors
+    from vidsparse.files import check_file_name
     from vidsparse.generate import Sampling
     from vidsparse.loading import pick_device
     from vidsparse.prompts import read_scenes
     from vidsparse.report import clips_in
-    from vidsparse.video import check_file_name
 
     files = [out / "results.json", report, Path(json) if json not in (None, "-") else None]
     for path in files:

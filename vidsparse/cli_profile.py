@@ -110,7 +110,7 @@ def _profile_model(
 
 
 def _checked_picture(path: Path) -> Path:
-    from vidsparse.video import check_file_name
+    from vidsparse.files import check_file_name
 
     if path.suffix.lower() != ".png":
         raise UsageError(f"{path} does not end in .png, the only format written; rename it")
@@ -214,7 +214,7 @@ def _deliver_maps(watched: "WatchedMaps", out: Path, json: bool) -> None:
 
 
 def _save(figure: Any, out: Path) -> None:
-    from vidsparse.video import replacing
+    from vidsparse.files import replacing
 
     with replacing(out) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -14,8 +14,8 @@ def report(
     scenes: Annotated[int, typer.Option(help="Clips whose videos the page holds, at most.")] = 6,
 ) -> None:
     """Make one self-contained page of a comparison: players, charts, maps."""
+    from vidsparse.files import check_file_name
     from vidsparse.report import Results, write_report
-    from vidsparse.video import check_file_name
 
     if scenes < 1:
         raise UsageError(f"--scenes {scenes} must be at least 1")

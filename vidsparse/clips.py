@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from vidsparse.errors import UsageError
+from vidsparse.files import write_text
 from vidsparse.quality import Quality
-from vidsparse.video import read_video_file, write_frames, write_text
+from vidsparse.video import read_video_file, write_frames
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vidsparse.video import replacing
+from vidsparse.files import replacing
 
 _LABEL_HEIGHT = 22
 _FONT = cv2.FONT_HERSHEY_SIMPLEX

@@ -1,11 +1,8 @@
 """Read and write videos: H.264 for people, lossless FFV1 for measuring."""
 
 import errno
-import os
 import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
+from vidsparse.files import check_file_name, replacing
 
 # Codecs that give back every frame exactly, by ffmpeg's names.
 LOSSLESS_CODECS = ("ffv1", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "png", "qtrle")
@@ -30,44 +28,6 @@ _ENCODERS = {
     # Every frame with its own checksums, so that damage is found; bgr0 is FFV1's 8-bit RGB.
     ".mkv": ("-c:v", "ffv1", "-level", "3", "-g", "1", "-slicecrc", "1", "-pix_fmt", "bgr0"),
 }
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes the name only if the block succeeds.
-
-    Args:
-        path: where the file shall end up; its folder is made when missing.
-
-    Raises:
-        UsageError: the folder cannot be written to, or the disk fills up while writing.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes private files; the result gets the rights any new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; make room, or choose another folder"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
@@ -145,19 +105,6 @@ def check_video_name(path: Path) -> None:
     if path.suffix.lower() not in _ENCODERS:
         raise UsageError(f"{path} does not end in .mp4 (for people) or .mkv (lossless); rename it")
     check_file_name(path)
-
-
-def check_file_name(path: Path) -> None:
-    """Refuse names that cannot become a file, before any work is done.
-
-    Raises:
-        UsageError: it is a folder, or lies in one that cannot be made or written to.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; give the name of a file")
-    nearest = next(folder for folder in path.absolute().parents if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UsageError(f"cannot write {path}: {nearest} is no writable folder; choose another")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from vidsparse.clips import ClipFacts, Scene, SiteDensity
+from vidsparse.files import write_text
 from vidsparse.quality import Quality
 from vidsparse.report.players import Tiles, make_tiles
 from vidsparse.report.results import Results
 from vidsparse.report.rows import COLUMNS, page_row, per_clip_rows
 from vidsparse.report.tables import MEANINGS, findings, headline, reasons
-from vidsparse.video import write_text
 
 MOST_SCENES = 6
 _METRICS = (

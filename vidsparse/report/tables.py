@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.video import write_text
+from vidsparse.files import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
