@@ -1,12 +1,27 @@
-"""Which kernel languages can run on a device here."""
+"""Which kernel languages there are, and which can run on a device here."""
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import os
 from functools import cache
 
 import torch
+
+
+class Impl(enum.StrEnum):
+    """Implementations of block-sparse attention and of block mass.
+
+    AUTO takes the fastest that runs here. REFERENCE computes in float32 (float64 for float64
+    inputs), TORCH is made for CPUs, TRITON for any GPU, GLUON for Hopper.
+    """
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    TORCH = "torch"
+    TRITON = "triton"
+    GLUON = "gluon"
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import logging
 from functools import cache
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
-from vidsparse.kernels.backends import why_no_triton
+from vidsparse.kernels.backends import Impl, why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
 from vidsparse.kernels.launch import triton_config, triton_is_faster
@@ -30,20 +29,6 @@ __all__ = [
 
 _LOG = logging.getLogger(__name__)
 _GPU_DTYPES = (torch.bfloat16, torch.float16)
-
-
-class Impl(enum.StrEnum):
-    """Implementations of block-sparse attention.
-
-    AUTO takes the fastest that runs here. REFERENCE computes in float32 (float64 for float64
-    inputs), TORCH is made for CPUs, TRITON for any GPU, GLUON for Hopper.
-    """
-
-    AUTO = "auto"
-    REFERENCE = "reference"
-    TORCH = "torch"
-    TRITON = "triton"
-    GLUON = "gluon"
 
 
 def block_sparse_attention(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.backends import triton_is_native
+from vidsparse.kernels.backends import Impl, why_no_triton
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
+_LOG = logging.getLogger(__name__)
 # Query rows of one step of the torch path: its (rows, Skv) weights should stay in the cache.
 _ROWS = 128
 
@@ -41,6 +45,7 @@ def block_mass(
     q_offsets: Tensor | None = None,
     kv_offsets: Tensor | None = None,
     scale: float | None = None,
+    impl: Impl = Impl.AUTO,
 ) -> Tensor:
     """Sum the softmax weights of every block of the attention map.
 
@@ -54,20 +59,26 @@ def block_mass(
         block_kv: key tokens per block; or
         kv_offsets: (B | 1, H | 1, Nkv + 1) int32 key block boundaries.
         scale: factor on the logits, 1 / sqrt(D) by default.
+        impl: implementation; anything but AUTO is used or refused, never replaced. TRITON and
+            GLUON take blocks of one size.
 
     Returns:
         (B, H, Nq, Nkv) float32; with the exact LSE each row of blocks sums to its query tokens.
+
+    Raises:
+        ValueError: blocks are described twice or not at all, or ``impl`` cannot take the inputs.
 
     Source: AdaSpa, arXiv:2502.21079, equation 13.
     """
     rows = _offsets(q, block_q, q_offsets, "block_q", "q_offsets")
     columns = _offsets(k, block_kv, kv_offsets, "block_kv", "kv_offsets")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if triton_is_native(q.device) and block_q and block_kv:
-        from vidsparse.kernels.triton_statistics import block_mass_triton, row_lse_triton
+    impl = _choose(impl, q, k, block_q, block_kv)
+    if block_q and block_kv and impl is not Impl.TORCH:
+        from vidsparse.kernels.triton_statistics import row_lse_triton
 
         lse = row_lse_triton(q, k, scale) if lse is None else lse
-        return block_mass_triton(q, k, lse, block_q, block_kv, scale)
+        return _mass_on_gpu(impl, q, k, lse, (block_q, block_kv), scale)
     B, H, Sq, _ = q.shape
     by_row = torch.empty(B, H, Sq, columns.shape[-1] - 1, device=q.device)
     for b in range(B):
@@ -77,6 +88,68 @@ def block_mass(
                 q[b, h], k[b, h], None if lse is None else lse[b, h], edges, scale, by_row[b, h]
             )
     return _segment_sums(by_row, rows)
+
+
+def mass_unsupported_reasons(
+    impl: Impl, q: Tensor, k: Tensor, *, block_q: int | None, block_kv: int | None
+) -> list[str]:
+    """List why ``block_mass`` cannot use an implementation; None stands for blocks of any size."""
+    if impl is Impl.TORCH:
+        return []
+    if impl is Impl.GLUON:
+        from vidsparse.kernels.hopper_mass import mass_reasons
+
+        return mass_reasons(q, k, block_q, block_kv)
+    if impl is not Impl.TRITON:
+        return ["block mass has a torch, a Triton and a Gluon implementation"]
+    reasons = [] if block_q and block_kv else ["blocks of several sizes; give one size"]
+    why = why_no_triton(q.device)
+    return [*reasons, why] if why else reasons
+
+
+def _choose(impl: Impl, q: Tensor, k: Tensor, block_q: int | None, block_kv: int | None) -> Impl:
+    """Return the fastest implementation, or the one that is asked for."""
+    blocks = {"block_q": block_q, "block_kv": block_kv}
+    if impl is not Impl.AUTO:
+        reasons = mass_unsupported_reasons(impl, q, k, **blocks)
+        if reasons:
+            raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
+        return impl
+    refused: list[str] = []
+    # The interpreter is for tests: torch is faster on a CPU.
+    for candidate in () if q.device.type == "cpu" else (Impl.GLUON, Impl.TRITON):
+        reasons = mass_unsupported_reasons(candidate, q, k, **blocks)
+        if not reasons:
+            _log_choice(candidate, "; ".join(refused), str(q.device), q.shape[-1])
+            return candidate
+        refused.append(f"{candidate.value}: {', '.join(reasons)}")
+    _log_choice(Impl.TORCH, "; ".join(refused), str(q.device), q.shape[-1])
+    return Impl.TORCH
+
+
+@cache
+def _log_choice(impl: Impl, refused: str, device: str, D: int) -> None:
+    why = f" ({refused})" if refused else ""
+    _LOG.info("block mass on %s, head size %d: %s%s", device, D, impl.value, why)
+
+
+def _mass_on_gpu(
+    impl: Impl,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    blocks: tuple[int, int],
+    scale: float,
+    only: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    if impl is Impl.GLUON:
+        from vidsparse.kernels.hopper_mass import block_mass_gluon
+
+        return block_mass_gluon(q, k, lse, *blocks, scale, only=only, out=out)
+    from vidsparse.kernels.triton_statistics import block_mass_triton
+
+    return block_mass_triton(q, k, lse, *blocks, scale, only=only, out=out)
 
 
 def renew_stale_mass(
@@ -110,12 +183,12 @@ def renew_stale_mass(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     lse, mass = lse.clone(), mass.clone()
-    if triton_is_native(q.device):
-        from vidsparse.kernels.triton_statistics import block_mass_triton, row_lse_triton
+    impl = _choose(Impl.AUTO, q, k, block_q, block_kv)
+    if impl is not Impl.TORCH:
+        from vidsparse.kernels.triton_statistics import row_lse_triton
 
         row_lse_triton(q, k, scale, only=(stale, block_q), out=lse)
-        block_mass_triton(q, k, lse, block_q, block_kv, scale, only=stale, out=mass)
-        return lse, mass
+        return lse, _mass_on_gpu(impl, q, k, lse, (block_q, block_kv), scale, stale, mass)
     edges = _offsets(k, block_kv, None, "block_kv", "kv_offsets")[0, 0].long()
     for b, h, block in _true_places(stale):
         rows = slice(block * block_q, (block + 1) * block_q)

@@ -65,8 +65,8 @@ GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
 # Variable blocks: (keys per chunk, CTA shape) by padded head size; 128 from
 # `python -m vidsparse.profiling.tune_kernels wan14b-720p-ragged` on an H100.
 RAGGED_CONFIGS: dict[int, tuple[int, GluonConfig]] = {
-    128: (16, GluonConfig(2, 128, 2, False, 240, 168)),
-    64: (16, GluonConfig(2, 128, 4, False, 240, 168)),
+    128: (16, GluonConfig(2, 128, 2, False, 240, 168, fixed=True)),
+    64: (16, GluonConfig(2, 128, 4, False, 240, 168, fixed=True)),
 }
 
 
@@ -80,22 +80,29 @@ def _has_gluon() -> bool:
         return False
 
 
-def gluon_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
-    """List why the Gluon kernels cannot take these inputs."""
-    if architecture(q.device) != "sm90":
-        return [f"the Gluon kernels need an H100 or H200 (sm_90); {q.device} is not one"]
+def hopper_reasons(**tensors: Tensor) -> list[str]:
+    """List why the Gluon kernels cannot take (B, H, S, D) tensors, or cannot run here at all."""
+    first = next(iter(tensors.values()))
+    if architecture(first.device) != "sm90":
+        return [f"the Gluon kernels need an H100 or H200 (sm_90); {first.device} is not one"]
     if not _has_gluon():
         return ["this triton has no Gluon for Hopper; install triton 3.6"]
     reasons = []
-    if q.dtype not in (torch.bfloat16, torch.float16):
-        reasons.append(f"dtype {q.dtype}; use bfloat16 or float16")
-    if q.shape[-1] > 128 or q.shape[-1] % 8:
-        reasons.append(f"head size {q.shape[-1]}; use a multiple of 8 up to 128")
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    if first.dtype not in (torch.bfloat16, torch.float16):
+        reasons.append(f"dtype {first.dtype}; use bfloat16 or float16")
+    if first.shape[-1] > 128 or first.shape[-1] % 8:
+        reasons.append(f"head size {first.shape[-1]}; use a multiple of 8 up to 128")
+    for name, x in tensors.items():
         if x.data_ptr() % 16 or any(
             s % 8 for s, n in zip(x.stride(), x.shape, strict=True) if n > 1 and s != 1
         ):
             reasons.append(f"{name} has strides {x.stride()}; rows must start at 16-byte addresses")
+    return reasons
+
+
+def gluon_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> list[str]:
+    """List why the Gluon kernels cannot take these inputs."""
+    reasons = hopper_reasons(q=q, k=k, v=v)
     if isinstance(mask, RaggedBlockMask):
         if max(mask.mask.shape[2:]) > _MAX_BLOCKS:
             reasons.append(f"{tuple(mask.mask.shape[2:])} blocks; use at most {_MAX_BLOCKS}")
@@ -272,21 +279,26 @@ def attend_ragged_gluon(
     """
     from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
+    from vidsparse.kernels.triton_retry import attend_ragged_again
 
     size = max(64, padded_head_size(q.shape[-1]))
     chunk, shape = RAGGED_CONFIGS[size] if config is None else config
     mask = _for_all_heads(mask, q.shape[:2])
     lists = chunk_lists(mask, chunk, wide=shape.tile_kv)
-    tiles = ordered_query_tiles(
-        mask.q_offsets, lists, q.shape[2], shape.groups * _GROUP_ROWS, shape.tile_kv // chunk
-    )
+    rows = shape.groups * _GROUP_ROWS
+    tiles = ordered_query_tiles(mask.q_offsets, lists, q.shape[2], rows, shape.tile_kv // chunk)
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     meta = (*tiles, lists.num_wide, lists.num_full, lists.num_chunks, lists.wide, lists.entries)
+    means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     # Without compensation the kernel never touches these four.
-    means = mean_tiles(k, v, mask, scale, tangents) if compensate else (k, v, lse, lse)
-    for tensors in _batches(q, k, v, out, lse, *meta, *means):
+    unused = (k, v, lse, lse)
+    for tensors in _batches(q, k, v, out, lse, *meta, *(unused if means is None else means)):
         _launch_ragged(tensors, scale, chunk, shape, compensate)
+    if _is_fixed(shape, q, 0):
+        attend_ragged_again(
+            q, k, v, out, lse, lists, tiles, scale, rows=rows, wide=shape.tile_kv, means=means
+        )
     return AttentionOutput(out, lse)
 
 
@@ -318,6 +330,6 @@ def _launch_ragged(
         wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
         scale * _LOG2_E, q.shape[1], k.shape[1], D,
         GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,
-        CUBIC_SHARE=shape.cubic_share, MEANS=compensate,
+        CUBIC_SHARE=shape.cubic_share, MEANS=compensate, FIXED=_is_fixed(shape, q, 0),
         num_warps=4, maxnreg=shape.max_registers,
     )  # fmt: skip
