@@ -55,10 +55,26 @@ def _load_boxes(desc, full, buffers, stage, head, rows):
         )  # fmt: skip
 
 
+_PREFETCH = gl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
+
+
 @gluon.jit
-def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head, tiles,
-                stage, phase, STAGES: gl.constexpr):  # fmt: skip
+def _prefetch(ptr, count):
+    """Bring ``count`` floats to L2; called by a single warp."""
+    lanes = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
+    for start in range(0, count, 1024):
+        line = ptr + gl.minimum(start + lanes * 32, count - 1)
+        gl.inline_asm_elementwise(
+            _PREFETCH, "=r,l", [line.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=1
+        )
+
+
+@gluon.jit
+def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr, head,
+                tiles, stage, phase, STAGES: gl.constexpr):  # fmt: skip
     """Go on with tiles of block means, first to last."""
+    # Consumers read the bias of a tile of means where they would not wait for anything else.
+    _prefetch(bias_ptr, tiles * k_bufs.shape[2])
     for tile in range(0, tiles):
         rows = (tile * k_bufs.shape[2],)
         mbarrier.wait(k_empty.index(stage), phase)
@@ -71,7 +87,7 @@ def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty
 @gluon.jit
 def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full,
               k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles,
-              seq_kv, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+              bias_ptr, seq_kv, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
               MEANS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
     BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
@@ -93,8 +109,8 @@ def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_
             _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
             stage, phase = _advance(stage, phase, STAGES)
         if MEANS:
-            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head,
-                        mean_tiles, stage, phase, STAGES)  # fmt: skip
+            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
+                        head, mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
 # 2^x of one x below 128 without the special-function unit: x = n + r, a cubic in r, n added to the
@@ -533,18 +549,18 @@ def attention_kernel(
     if GROUPS == 1:
         gl.warp_specialize([
             (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
             (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
             (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
             (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

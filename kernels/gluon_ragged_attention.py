@@ -26,7 +26,7 @@ def _entry_rows(entries_ptr, tile, count, seq, BOXES: gl.constexpr):
 @gluon.jit
 def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs,
                      q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head,
-                     first_row, count, num_wide, tiles, mean_tiles, seq_kv,
+                     first_row, count, num_wide, tiles, mean_tiles, bias_ptr, seq_kv,
                      GROUPS: gl.constexpr, STAGES: gl.constexpr,
                      MEANS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -54,8 +54,8 @@ def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_b
             _load_boxes(v_wide, v_full, v_bufs, stage, head, (row,))
             stage, phase = _advance(stage, phase, STAGES)
         if MEANS:
-            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, head,
-                        mean_tiles, stage, phase, STAGES)  # fmt: skip
+            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
+                        head, mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
 @gluon.jit
@@ -66,7 +66,7 @@ def ragged_attention_kernel(
     out_stride_h, out_stride_s, wide_capacity, capacity, num_q_blocks, tiles_per_head,
     scale, seq_q, seq_kv, head_size,
     GROUPS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
-    CUBIC_SHARE: gl.constexpr, MEANS: gl.constexpr,
+    CUBIC_SHARE: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes up to GROUPS x 64 queries of one query block of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -110,7 +110,7 @@ def ragged_attention_kernel(
     # The tuple must be written out: constants are lost when they pass through a variable.
     gl.static_assert(GROUPS == 2)
     gl.warp_specialize([
-        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, False)),  # noqa: E501
-        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, False)),  # noqa: E501
-        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, mean_tiles, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
+        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED)),  # noqa: E501
+        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED)),  # noqa: E501
+        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, mean_tiles, bias_ptr, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
     ], [4, 1], [REGISTERS, 24])  # fmt: skip

@@ -5,10 +5,10 @@ import torch
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import why_no_triton
-from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.hopper import choose_config, gluon_reasons
 from vidsparse.kernels.reference import attention_reference, block_mass_reference
-from vidsparse.kernels.testing import assert_as_exact_as_eager, random_block_mask
+from vidsparse.kernels.testing import assert_as_exact_as_eager, random_block_mask, random_sizes
 
 
 @pytest.mark.parametrize("compensate", [False, True])
@@ -44,6 +44,77 @@ def test_only_tiles_with_nan_are_attended_to_again(
     assert_as_exact_as_eager(got, q, k, v, mask, scale=0.3, compensate=compensate)
 
 
+def ragged_mask(S: int, generator: torch.Generator) -> RaggedBlockMask:
+    sizes = [random_sizes(1, 2, blocks, S, generator=generator) for blocks in (5, 11)]
+    kept = torch.rand(1, 2, 5, 11, generator=generator, device=generator.device) < 0.6
+    return RaggedBlockMask.from_sizes(kept, *sizes, seq_q=S, seq_kv=S)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_only_ragged_tiles_with_nan_are_attended_to_again(
+    generator: torch.Generator, compensate: bool
+) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no Triton here")
+    from vidsparse.kernels.triton_block_means import mean_tiles
+    from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
+    from vidsparse.kernels.triton_retry import attend_ragged_again
+
+    device = generator.device
+    q, k, v = (
+        torch.randn(1, 2, 300, 40, generator=generator, device=device).half() for _ in range(3)
+    )
+    mask = ragged_mask(300, generator)
+    want = attention_reference(q, k, v, mask, scale=0.3, compensate=compensate)
+    assert want.lse is not None
+    lists = chunk_lists(mask, 16, wide=64)
+    assert int(lists.num_wide.max()) > 0
+    tiles = ordered_query_tiles(mask.q_offsets, lists, 300, 64, 4)
+    out, lse = want.out.to(q.dtype), want.lse.clone()
+    # Head 0: the first tile, whole; head 1: one row of each tile, which is done as a whole.
+    for h, step in ((0, 1), (1, 64)):
+        firsts = zip(tiles.first_row[0, h].tolist(), tiles.end_row[0, h].tolist(), strict=True)
+        for first, end in list(firsts)[: 1 if h == 0 else None]:
+            lse[0, h, first : min(first + 64, end) : step] = torch.nan
+            out[0, h, first : min(first + 64, end)] = torch.nan
+    assert bool(lse.isnan().any())
+    means = mean_tiles(k, v, mask, 0.3) if compensate else None
+    attend_ragged_again(q, k, v, out, lse, lists, tiles, 0.3, rows=64, wide=64, means=means)
+    got = AttentionOutput(out, lse)
+    assert_as_exact_as_eager(got, q, k, v, mask, scale=0.3, compensate=compensate)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compensate", [False, True])
+@pytest.mark.parametrize("D", [64, 128])
+def test_rising_logits_cost_no_exactness_in_variable_blocks(
+    gpu_generator: torch.Generator, D: int, compensate: bool
+) -> None:
+    from vidsparse.kernels.hopper import attend_ragged_gluon
+
+    S = 2000
+    q, k, v = rising_qkv(S, D, gpu_generator)
+    mask = ragged_mask(S, gpu_generator)
+    if gluon_reasons(q, k, v, mask):
+        pytest.skip("; ".join(gluon_reasons(q, k, v, mask)))
+    got = attend_ragged_gluon(q, k, v, mask, scale=D**-0.5, compensate=compensate)
+    assert_as_exact_as_eager(got, q, k, v, mask, compensate=compensate)
+
+
+def rising_qkv(
+    S: int, D: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draw tokens of two heads; the logits of the second rise far from the last key on."""
+    q, k, v = (
+        torch.randn(1, 2, S, D, generator=generator, device="cuda").bfloat16() for _ in range(3)
+    )
+    # Signs take turns, so that means of blocks, which are rounded to bfloat16, stay small.
+    rise = torch.arange(S, 0, -1).cuda() * torch.tensor([1, -1]).cuda().repeat(S // 2)
+    k[:, 1] = k[:, 1] + 12 * q[:, 1].mean(1, keepdim=True) * rise[:, None]
+    k[:, 1, :500] *= 100
+    return q, k, v
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compensate", [False, True])
 @pytest.mark.parametrize(("D", "block_q"), [(64, 192), (64, 128), (128, 128)])
@@ -53,14 +124,8 @@ def test_rising_logits_cost_no_exactness(
     from vidsparse.kernels.hopper import attend_gluon
 
     S = 2000
-    q, k, v = (
-        torch.randn(1, 2, S, D, generator=gpu_generator, device="cuda").bfloat16() for _ in range(3)
-    )
-    # The last tile is read first; in one head its logits lie far below the others'. Signs take
-    # turns, so that means of blocks, which are rounded to bfloat16, stay small.
-    rise = torch.arange(S, 0, -1).cuda() * torch.tensor([1, -1]).cuda().repeat(S // 2)
-    k[:, 1] = k[:, 1] + 12 * q[:, 1].mean(1, keepdim=True) * rise[:, None]
-    k[:, 1, :500] *= 100
+    # The last tile is read first: its logits are no reference for those of the others.
+    q, k, v = rising_qkv(S, D, gpu_generator)
     mask = random_block_mask(
         1, 2, S, S, block_q=block_q, block_kv=128, density=0.6, generator=gpu_generator
     )
