@@ -40,7 +40,7 @@ class MassConfig:
     eager: bool = False
 
 
-# By padded head size.
+# By padded head size; not measured yet, `python -m vidsparse.profiling.tune_parts` times others.
 MASS_CONFIGS: dict[int, MassConfig] = {
     128: MassConfig(3, 128, 4, 160, 128, 8),
     64: MassConfig(3, 128, 4, 160, 128, 4),

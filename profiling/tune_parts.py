@@ -4,12 +4,14 @@
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 
+from vidsparse.kernels.hopper_mass import MassConfig, block_mass_gluon, mass_reasons
 from vidsparse.kernels.triton_kmeans import assign_triton, update_triton
 from vidsparse.kernels.triton_sort import sort_by_label_triton
 from vidsparse.kernels.triton_statistics import block_mass_triton
@@ -22,6 +24,14 @@ _ASSIGN = (
 )  # fmt: skip
 _UPDATE = ((64, 4, 1), (32, 4, 3), (64, 4, 3), (32, 2, 3), (64, 8, 3), (32, 8, 4), (16, 2, 4))
 _MASS = ((2, 128), (3, 128), (3, 64), (2, 64))
+_MASS_GLUON = tuple(
+    MassConfig(*cta, cubic, eager)
+    for cta, cubic, eager in itertools.product(
+        ((2, 128, 4, 240, 168), (3, 128, 4, 160, 128), (3, 64, 8, 160, 128)),
+        (0, 4, 8),
+        (False, True),
+    )
+)
 
 
 def variants(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -40,6 +50,10 @@ def variants(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable
     for stages, widest in _MASS:
         functions[f"mass stages {stages} keys {widest}"] = partial(
             block_mass_triton, x, x, lse, 128, 128, D**-0.5, stages=stages, widest=widest
+        )
+    for config in () if mass_reasons(x, x, 128, 128) else _MASS_GLUON:
+        functions[f"mass {config}"] = partial(
+            block_mass_gluon, x, x, lse, 128, 128, D**-0.5, config=config
         )
     return functions
 
