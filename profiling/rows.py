@@ -11,7 +11,7 @@ Row = dict[str, Any]
 # What tells the points of a sweep or bench apart.
 _KEY = (
     "case", "shape", "layers", "method", "impl", "heads", "phase", "grid", "requested_density",
-    "step", "num_steps",
+    "step", "num_steps", "statistic",
 )  # fmt: skip
 
 # What rows of several runs in one file need to be told apart.

@@ -37,6 +37,9 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Time functions in turn, so that a drift of the clock falls on all of them alike.
 
+    Turns go forwards and backwards: after a long kernel a GPU at its power limit has a slower
+    clock, which would fall on the same neighbour every time.
+
     Args:
         functions: what to time, by name.
         device: where they run.
@@ -55,10 +58,12 @@ def time_interleaved(
     size = _FLUSH_BYTES if flush and device.type == "cuda" else 1
     buffer = torch.empty(size, dtype=torch.int8, device=device)
     samples: dict[str, list[float]] = {name: [] for name in functions}
+    turn = list(functions)
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name in turn:
             buffer.zero_()
-            samples[name].append(run(function))
+            samples[name].append(run(functions[name]))
+        turn.reverse()
     return {name: _summary(times) for name, times in samples.items()}
 
 
