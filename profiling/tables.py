@@ -121,6 +121,20 @@ KINDS = (
         },
     ),
     Kind(
+        "statistics",
+        "What reporting on tiles while attending costs",
+        {
+            "case": "case",
+            "heads": "heads",
+            "density": "density",
+            "statistic": "statistic",
+            "ms": "time (ms)",
+            "dense_ms": "dense (ms)",
+            "over_plain": "over plain",
+            "over_linear": "over the full mask's time x density",
+        },
+    ),
+    Kind(
         "kernels",
         "Kernels",
         {
