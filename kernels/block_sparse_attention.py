@@ -14,6 +14,8 @@ from vidsparse.kernels.backends import Impl, why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
 from vidsparse.kernels.launch import triton_config, triton_is_faster
+from vidsparse.kernels.moved_heads import MovedHeads
+from vidsparse.kernels.permute import permute_tokens, restore_tokens
 from vidsparse.kernels.reference import attention_reference
 from vidsparse.kernels.running_statistics import RunningStat, running_statistic
 from vidsparse.kernels.torch_attention import attend_torch
@@ -21,6 +23,7 @@ from vidsparse.kernels.torch_attention import attend_torch
 __all__ = [
     "AttentionOutput",
     "Impl",
+    "MovedHeads",
     "RunningStat",
     "block_sparse_attention",
     "merge_attention",
@@ -43,6 +46,7 @@ def block_sparse_attention(
     running: RunningStat | None = None,
     compensate: bool = False,
     tangents: Tensor | None = None,
+    moved: MovedHeads | None = None,
 ) -> AttentionOutput:
     """Attend each query block to its kept key blocks.
 
@@ -68,6 +72,9 @@ def block_sparse_attention(
             compensation is exact. The means of a block are then those that this query sees, keys
             weighed with its softmax weights, and in place of the log size stands what makes the
             block's weight right for it. The mask leads with (B, H). None is the query 0.
+        moved: the mask of each head is in an order of its own: q, k, v and what is returned are in
+            natural order, and heads that keep it are not copied. For blocks of one size, without
+            compensation and statistics. TORCH and REFERENCE copy all heads.
 
     Returns:
         Output in q's dtype and the natural LSE, which counts what compensation adds; rows without
@@ -81,17 +88,22 @@ def block_sparse_attention(
     """
     reasons = _input_reasons(q, k, v, mask) + _stats_reasons(q, mask, stats_lse, running)
     reasons += [] if tangents is None else _tangent_reasons(q, mask, tangents, compensate)
+    if moved is not None:
+        extras = compensate or stats_lse is not None or running is not None
+        reasons += _moved_reasons(q, k, mask, moved, extras=extras)
     if reasons:
         raise ValueError("block_sparse_attention: " + "; ".join(reasons))
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
     if impl is Impl.AUTO:
-        impl = _choose(q, k, v, mask)
+        impl = _choose(q, k, v, mask, moved)
     else:
         reasons = unsupported_reasons(impl, q, k, v, mask)
         if reasons:
             raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
+    if moved is not None:
+        return _attend_moved(impl, q, k, v, mask, scale, moved)
     return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate, tangents)
 
 
@@ -108,11 +120,17 @@ def unsupported_reasons(
     return []
 
 
-def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
+def _choose(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    moved: MovedHeads | None,
+) -> Impl:
     candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
     if q.device.type == "cpu":
         candidates = [Impl.TORCH]
-    elif triton_is_faster(q.shape[-1], mask):
+    elif triton_is_faster(q.shape[-1], mask) and moved is None:
         candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
@@ -191,6 +209,59 @@ def _attend(
         q, k, v, mask, scale=scale, stats_lse=stats_lse, running=running,
         compensate=compensate, tangents=tangents,
     )  # fmt: skip
+
+
+def _attend_moved(
+    impl: Impl,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    scale: float,
+    moved: MovedHeads,
+) -> AttentionOutput:
+    if impl is Impl.TRITON:
+        from vidsparse.kernels.triton_attention import attend_triton
+
+        return attend_triton(q, k, v, mask, scale=scale, moved=moved)
+    if impl is Impl.GLUON and isinstance(mask, BlockMask):
+        from vidsparse.kernels.hopper import attend_gluon
+
+        return attend_gluon(q, k, v, mask, scale=scale, moved=moved)
+    chosen = moved.heads[..., None, None]
+    q, k, v = (
+        permute_tokens(q, moved.q_order),
+        torch.where(chosen, moved.k, k),
+        torch.where(chosen, moved.v, v),
+    )
+    output = _attend(impl, q, k, v, mask, scale, None, None, False, None)
+    return restore_attention(output, moved.q_order)
+
+
+def restore_attention(output: AttentionOutput, order: Tensor | None) -> AttentionOutput:
+    """Bring an output from a query order, (B | 1, H | 1, Sq), back to the natural one."""
+    if order is None:
+        return output
+    out, lse = restore_tokens(output.out, order), output.lse
+    if lse is not None:
+        lse = restore_tokens(lse.unsqueeze(-1), order).squeeze(-1)
+    return AttentionOutput(out, lse, output.block_stats)
+
+
+def _moved_reasons(
+    q: Tensor,
+    k: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    moved: MovedHeads,
+    *,
+    extras: bool,
+) -> list[str]:
+    reasons = moved.reasons(q, k)
+    if extras:
+        reasons.append("moved heads go without compensation and statistics; permute all tokens")
+    if isinstance(mask, RaggedBlockMask):
+        reasons.append("moved heads need blocks of one size; give a BlockMask")
+    return reasons
 
 
 def _sums_while_attending(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> bool:

@@ -85,29 +85,48 @@ def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty
 
 
 @gluon.jit
+def _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, index_ptr, head,
+                 count, tiles, seq_kv, CHUNK: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """Fill the rings with the tiles of a list, last to first."""
+    BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
+    stage = 0
+    # Waiting for the phase before the first one passes at once.
+    phase = 1
+    for done in range(0, tiles):
+        # Read before waiting: the list's latency then hides behind the wait.
+        rows = _listed_rows(index_ptr, tiles - 1 - done, count, seq_kv, CHUNK, BOXES)
+        mbarrier.wait(k_empty.index(stage), phase)
+        _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
+        mbarrier.wait(v_empty.index(stage), phase)
+        _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
+        stage, phase = _advance(stage, phase, STAGES)
+    return stage, phase
+
+
+@gluon.jit
 def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full,
               k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles,
-              bias_ptr, seq_kv, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-              MEANS: gl.constexpr):  # fmt: skip
+              bias_ptr, seq_kv, moved_ptr, k_moved, v_moved,
+              CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+              MEANS: gl.constexpr, MOVED: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
-    BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
-    if tiles + mean_tiles > 0:
+    if MOVED:
+        # Consumers gather their own queries.
+        if gl.load(moved_ptr + head) != 0:
+            _load_listed(k_moved, v_moved, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
+                         index_ptr, head, count, tiles, seq_kv, CHUNK, STAGES)  # fmt: skip
+        else:
+            _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
+                         index_ptr, head, count, tiles, seq_kv, CHUNK, STAGES)  # fmt: skip
+    elif tiles + mean_tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
         for group in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
                 q_desc, [head, first_row + group * ROWS, 0], q_full, q_bufs.index(group)
             )
-        stage = 0
-        # Waiting for the phase before the first one passes at once.
-        phase = 1
-        for done in range(0, tiles):
-            # Read before waiting: the list's latency then hides behind the wait.
-            rows = _listed_rows(index_ptr, tiles - 1 - done, count, seq_kv, CHUNK, BOXES)
-            mbarrier.wait(k_empty.index(stage), phase)
-            _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
-            mbarrier.wait(v_empty.index(stage), phase)
-            _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-            stage, phase = _advance(stage, phase, STAGES)
+        stage, phase = _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full,
+                                    v_empty, index_ptr, head, count, tiles, seq_kv, CHUNK,
+                                    STAGES)  # fmt: skip
         if MEANS:
             _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
                         head, mean_tiles, stage, phase, STAGES)  # fmt: skip
@@ -301,17 +320,28 @@ def _mean_bias(bias_ptr, tile, TILE_KV: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
+def _tokens_at(order_ptr, positions, end, seq):
+    """Return the tokens at some positions, and which of both lie inside."""
+    tokens = gl.load(order_ptr + positions, mask=positions < end, other=-1)
+    # Orders out of range would leave the tensor.
+    return tokens, (tokens >= 0) & (tokens < seq)
+
+
+@gluon.jit
 def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
               v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr, limit,
               scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s,
-              head_size, stats_lse_ptr, stats_ptr,
+              head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
               BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
               PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-              STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr):  # fmt: skip
+              STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
+              MOVED: gl.constexpr):  # fmt: skip
     """Attend 64 rows to the list, then to the means of skipped blocks.
 
     For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps. FIXED takes the first
-    tile's maximum as the reference of all weights and gives rows that overflow the LSE NaN.
+    tile's maximum as the reference of all weights and gives rows that overflow the LSE NaN. MOVED
+    reads the query of each row, and stores its output and LSE, at the token that ``order_ptr`` has
+    for it; ``o_desc`` is a pointer then, too.
     """
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
@@ -324,6 +354,8 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=ACC, k_width=2)
     SCORE_ROW: gl.constexpr = gl.SliceLayout(1, SCORES)
     ACC_ROW: gl.constexpr = gl.SliceLayout(1, ACC)
+    # Whole rows of 16-byte pieces, for what does not go through TMA.
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     dtype: gl.constexpr = v_bufs.dtype
 
     q = q_bufs.index(GROUP).reshape([ROWS, D])
@@ -343,7 +375,17 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
             _release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES)
             tiles = 0
     if tiles > 0:
-        mbarrier.wait(q_full, 0)
+        if MOVED:
+            own = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, COPY))
+            tokens, own_inside = _tokens_at(order_ptr, own, end_row, seq_q)
+            q_columns = gl.arange(0, D, layout=gl.SliceLayout(0, COPY))
+            q_offsets = gl.expand_dims(tokens.to(gl.int64) * q_stride_s, 1)
+            q_offsets += gl.expand_dims(q_columns, 0)
+            present = gl.expand_dims(own_inside, 1) & gl.expand_dims(q_columns < head_size, 0)
+            q.store(gl.load(q_ptr + q_offsets, mask=present, other=0.0))
+            fence_async_shared()
+        else:
+            mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
         s = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
@@ -468,19 +510,26 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         small = gl.convert_layout(gl.max(gl.abs(acc), axis=1), SCORE_ROW, assert_trivial=True)
         lse = gl.where((row_sum < 1e30) & (small < 1e37), lse, float("nan"))
     rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=SCORE_ROW)
-    gl.store(lse_ptr + head.to(gl.int64) * seq_q + rows, lse, mask=rows < end_row)
+    lse_ptr += head.to(gl.int64) * seq_q
+    if MOVED:
+        rows, inside = _tokens_at(order_ptr, rows, end_row, seq_q)
+        gl.store(lse_ptr + rows, lse, mask=inside)
+    else:
+        gl.store(lse_ptr + rows, lse, mask=rows < end_row)
     inverse = gl.convert_layout(1.0 / safe_sum, ACC_ROW, assert_trivial=True)
     # This warpgroup's Q tile has been read for the last time: it becomes the O staging tile.
     q.store((acc * gl.expand_dims(inverse, 1)).to(dtype))
-    if RAGGED:
+    if RAGGED or MOVED:
         # Rows past the end belong to another block: TMA would overwrite them.
-        COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
         out = q.load(COPY)
         out_rows = first_row + GROUP * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, COPY))
+        stored = out_rows < end_row
+        if MOVED:
+            out_rows, stored = _tokens_at(order_ptr, out_rows, end_row, seq_q)
         columns = gl.arange(0, D, layout=gl.SliceLayout(0, COPY))
         offsets = gl.expand_dims(out_rows.to(gl.int64) * out_stride_s, 1)
         offsets += gl.expand_dims(columns, 0)
-        keep = gl.expand_dims(out_rows < end_row, 1) & gl.expand_dims(columns < head_size, 0)
+        keep = gl.expand_dims(stored, 1) & gl.expand_dims(columns < head_size, 0)
         gl.store(o_desc + head.to(gl.int64) * out_stride_h + offsets, out, mask=keep)
     else:
         fence_async_shared()
@@ -494,11 +543,12 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
 def attention_kernel(
     q_desc, k_desc, v_desc, o_desc, lse_ptr, order_ptr, count_ptr, index_ptr,
     stats_lse_ptr, stats_ptr, k_mean, v_mean, bias_ptr, num_means_ptr,
+    moved_ptr, k_moved, v_moved, q_order_ptr, q_ptr,
     list_stride_h, scale, seq_q, seq_kv, num_q_blocks, num_kv_blocks, tiles_per_block,
-    padded_means,
+    padded_means, q_stride_h, q_stride_s, out_stride_h, out_stride_s, head_size,
     TILE_KV: gl.constexpr, CHUNK: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
     PINGPONG: gl.constexpr, REGISTERS: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-    STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
+    STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr, MOVED: gl.constexpr,
 ):  # fmt: skip
     """One CTA computes GROUPS x 64 queries of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -524,6 +574,9 @@ def attention_kernel(
         bias_ptr += lists.to(gl.int64) * padded_means
         # An empty list leaves the first tile to the means.
         limit = gl.where(tiles > 0, limit, TILE_KV)
+    if MOVED:
+        q_ptr += head.to(gl.int64) * q_stride_h
+        q_order_ptr += head.to(gl.int64) * seq_q
 
     q_bufs = gl.allocate_shared_memory(
         q_desc.dtype, [GROUPS, 1, ROWS, D], q_desc.layout)  # fmt: skip
@@ -548,19 +601,19 @@ def attention_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, 0, 0, D, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED)),  # noqa: E501
-            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, CHUNK, GROUPS, STAGES, MEANS)),  # noqa: E501
+            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

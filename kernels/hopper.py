@@ -14,6 +14,7 @@ from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import has_triton, triton_is_interpreted
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.launch import architecture, padded_head_size
+from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.running_statistics import RunningStat
 
 _LOG2_E = 1.4426950408889634
@@ -139,6 +140,7 @@ def attend_gluon(
     running: RunningStat | None = None,
     compensate: bool = False,
     tangents: Tensor | None = None,
+    moved: MovedHeads | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -155,6 +157,7 @@ def attend_gluon(
             same.
         compensate: let skipped blocks count through their means.
         tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
+        moved: heads with an order of their own, or None; neither with means nor with statistics.
     """
     from vidsparse.kernels.triton_block_means import mean_tiles
     from vidsparse.kernels.triton_retry import attend_again
@@ -172,11 +175,15 @@ def attend_gluon(
     tensors += (k, v, lse, lse) if means is None else means
     stats = stats_kind(stats_lse, running)
     if not stats:
+        if moved is not None:
+            # The kernel never touches the first two.
+            heads = moved.heads.view(torch.uint8)
+            tensors += (lse, lse, heads, moved.k, moved.v, moved.q_order)
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
         for batch in _batches(*tensors):
             _launch(batch, mask, scale, config, stats, compensate)
         if _is_fixed(config, q, stats):
-            attend_again(q, k, v, out, lse, mask, scale, means=means)
+            attend_again(q, k, v, out, lse, mask, scale, means=means, moved=moved)
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
@@ -222,7 +229,8 @@ def _launch(
 
     q, k, v, out, lse, counts, indices, k_mean, v_mean, bias, num_means = tensors[:11]
     # Without statistics the kernel never touches these two.
-    stats_lse, parts = tensors[11:] or (lse, lse)
+    stats_lse, parts = tensors[11:13] or (lse, lse)
+    moved = tensors[13:]
     heads, Sq, D = q.shape
     size = max(64, padded_head_size(D))
     tiles_per_block = mask.block_q // (config.groups * _GROUP_ROWS)
@@ -230,16 +238,25 @@ def _launch(
     order = launch_order(counts, heads, stride_h, tiles_per_block)
     rows, chunk = [1, _GROUP_ROWS, size], [1, mask.block_kv, size]
     tile = [1, config.tile_kv, size]
+    # None leaves an argument, and what the compiler would learn about it, out of the kernel.
+    follow: list[Any] = [None] * 5
+    strides: list[int | None] = [None] * 5
+    if moved:
+        moved_heads, k_moved, v_moved, q_order = moved
+        copies = (_descriptor(x, chunk) for x in (k_moved, v_moved))
+        follow = [moved_heads, *copies, q_order, q]
+        strides = [*q.stride()[:2], *out.stride()[:2], D]
     attention_kernel[(len(order),)](
-        _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk), _descriptor(out, rows),
+        _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk),
+        out if moved else _descriptor(out, rows),
         lse, order, counts, indices, stats_lse, parts,
-        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means,
+        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means, *follow,
         stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
-        bias.shape[-1],
+        bias.shape[-1], *strides,
         TILE_KV=config.tile_kv, CHUNK=mask.block_kv, GROUPS=config.groups, STAGES=config.stages,
         PINGPONG=config.pingpong, REGISTERS=config.registers, CUBIC_SHARE=config.cubic_share,
-        STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats),
+        STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats), MOVED=bool(moved),
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
 

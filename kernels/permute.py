@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.backends import triton_is_native
+from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.ragged_block_mask import offsets_from_sizes
 
 
@@ -74,6 +75,28 @@ def permute_qkv(
     done = iter(gather_rows([x for x, _ in moved], [order for _, order in moved]))
     q, k, v = (x if order is None else next(done) for x, order in orders)
     return q, k, v
+
+
+def move_heads(
+    k: Tensor, v: Tensor, heads: Tensor, q_order: Tensor, kv_order: Tensor
+) -> MovedHeads:
+    """Permute the keys and values of some heads only; without Triton all heads are copied.
+
+    Args:
+        k: (B, H, Skv, D) keys in natural order.
+        v: (B, H, Skv, D) values.
+        heads: (B | 1, H | 1) bool on the device, the heads whose orders are not the identity.
+        q_order: (B | 1, H | 1, Sq) int32 token order of the queries, the identity in other heads.
+        kv_order: (B | 1, H | 1, Skv) int32 or int64 token order of the keys, likewise.
+    """
+    _check_order(k, kv_order)
+    heads = heads.expand(k.shape[:2]).contiguous()
+    q_order = q_order.expand(*k.shape[:2], -1).to(torch.int32).contiguous()
+    if triton_is_native(k.device):
+        from vidsparse.kernels.triton_permute import gather_rows
+
+        return MovedHeads(heads, q_order, *gather_rows([k, v], [kv_order] * 2, heads=heads))
+    return MovedHeads(heads, q_order, permute_tokens(k, kv_order), permute_tokens(v, kv_order))
 
 
 def sort_by_label(labels: Tensor, num_labels: int) -> SortedTokens:

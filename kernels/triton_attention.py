@@ -23,6 +23,7 @@ from vidsparse.kernels.launch import (
     padded_head_size,
     triton_config,
 )
+from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.running_statistics import RunningStat
 from vidsparse.kernels.triton_block_means import MeanTiles, mean_tiles
 from vidsparse.kernels.triton_permute import shared_strides
@@ -144,6 +145,14 @@ def attend_means(
 
 
 @triton.jit
+def tokens_at(order_ptr, positions, inside, S):
+    """Return the tokens at some positions, and which of both lie inside."""
+    tokens = tl.load(order_ptr + positions, mask=inside, other=-1)
+    # Orders out of range would leave the tensor.
+    return tokens, (tokens >= 0) & (tokens < S)
+
+
+@triton.jit
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, count_ptr, index_ptr,
     q_stride_b, q_stride_h, q_stride_s,
@@ -153,9 +162,10 @@ def _attention_kernel(
     list_stride_b, list_stride_h,
     H, Sq, Skv, D, num_q_blocks, num_kv_blocks, block_q, scale_log2, stats_lse_ptr, stats_ptr,
     k_mean_ptr, v_mean_ptr, bias_ptr, num_means_ptr, mean_stride_h, mean_stride_s, padded_means,
+    moved_ptr, q_order_ptr, k_moved_ptr, v_moved_ptr,
     BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, CHUNK: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STAGES: tl.constexpr, SCALAR: tl.constexpr,
-    STATS: tl.constexpr, TMA: tl.constexpr, MEANS: tl.constexpr,
+    STATS: tl.constexpr, TMA: tl.constexpr, MEANS: tl.constexpr, MOVED: tl.constexpr,
 ):  # fmt: skip
     """One program computes BLOCK_Q queries of one head."""
     tile = tl.program_id(0)
@@ -166,12 +176,18 @@ def _attention_kernel(
     first = block * block_q + (tile % tiles_per_block) * BLOCK_Q
     rows = first + tl.arange(0, BLOCK_Q)
     row_inside = rows < tl.minimum((block + 1) * block_q, Sq)
+    if MOVED:
+        rows, row_inside = tokens_at(q_order_ptr + head * Sq, rows, row_inside, Sq)
     lists = b * list_stride_b + h * list_stride_h + block
     count = tl.minimum(tl.load(count_ptr + lists), num_kv_blocks)
     index_ptr += lists * num_kv_blocks
     if not TMA:
         k_ptr += b * k_stride_b + h * k_stride_h
         v_ptr += b * v_stride_b + h * v_stride_h
+    if MOVED:  # noqa: SIM102
+        if tl.load(moved_ptr + head) != 0:
+            k_ptr, k_stride_s = k_moved_ptr + head * Skv * D, D
+            v_ptr, v_stride_s = v_moved_ptr + head * Skv * D, D
     q_ptr += b * q_stride_b + h * q_stride_h
     q = load_rows(q_ptr, rows, q_stride_s, row_inside, D, PAD_D, EVEN_D)
     row_max = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -275,6 +291,7 @@ def attend_triton(
     config: LaunchConfig | None = None,
     stats_lse: Tensor | None = None,
     running: RunningStat | None = None,
+    moved: MovedHeads | None = None,
 ) -> AttentionOutput:
     """Attend to the kept blocks; inputs as in ``block_sparse_attention``.
 
@@ -291,6 +308,7 @@ def attend_triton(
             needs blocks of a multiple of ``config.block_kv`` keys.
         running: statistic of each kept block instead, lists visited from their start; needs the
             same.
+        moved: heads with an order of their own, or None; neither with means nor with statistics.
     """
     if config is None:
         block_kv = mask.block_kv if isinstance(mask, BlockMask) else 0
@@ -316,7 +334,8 @@ def attend_triton(
         parts = torch.empty(shape, device=q.device)
     scalar = mask.block_kv % config.block_kv == 0
     tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
-    if None in tma:
+    # A descriptor cannot be chosen by head.
+    if None in tma or moved is not None:
         tma = []
     means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     _attention_kernel[(tiles, B * H)](
@@ -326,9 +345,10 @@ def attend_triton(
         H, Sq, k.shape[2], D, mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
         scale * LOG2_E, lse if stats_lse is None else stats_lse.contiguous(), parts,
         *mean_arguments(means, lse, config.block_kv, PAD_D, tma=bool(tma)),
+        *moved_arguments(moved, lse),
         BLOCK_Q=block_q, BLOCK_KV=config.block_kv, CHUNK=mask.block_kv, PAD_D=PAD_D,
         EVEN_D=PAD_D == D, STAGES=config.num_stages, SCALAR=scalar, TMA=bool(tma),
-        STATS=stats, MEANS=compensate, num_warps=config.num_warps,
+        STATS=stats, MEANS=compensate, MOVED=moved is not None, num_warps=config.num_warps,
     )  # fmt: skip
     return AttentionOutput(out, lse, dense_stats(parts, mask, running) if stats else None)
 
@@ -343,6 +363,13 @@ def mean_arguments(
     if tma:
         k, v = (heads_descriptor(x, block_kv, PAD_D) for x in (k, v))
     return k, v, means.bias, means.num_means, *means.k.stride()[1:3], means.bias.shape[-1]
+
+
+def moved_arguments(moved: MovedHeads | None, unused: Tensor) -> tuple[Tensor, ...]:
+    """Return the kernels' arguments about moved heads; ``unused`` stands in without any."""
+    if moved is None:
+        return unused, unused, unused, unused
+    return moved.heads.view(torch.uint8), moved.q_order, moved.k, moved.v
 
 
 def tile_rows(preferred: int, block_q: int) -> int:

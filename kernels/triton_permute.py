@@ -40,11 +40,14 @@ def _move_rows_kernel(
     x2_stride_b, x2_stride_h, x2_stride_s, y0_stride_b, y0_stride_h, y0_stride_s,
     y1_stride_b, y1_stride_h, y1_stride_s, y2_stride_b, y2_stride_h, y2_stride_s,
     order0_stride_b, order0_stride_h, order1_stride_b, order1_stride_h,
-    order2_stride_b, order2_stride_h, H, S0, S1, S2, D,
-    ROWS: tl.constexpr, PAD_D: tl.constexpr, SCATTER: tl.constexpr,
+    order2_stride_b, order2_stride_h, H, S0, S1, S2, D, heads_ptr,
+    ROWS: tl.constexpr, PAD_D: tl.constexpr, SCATTER: tl.constexpr, SOME: tl.constexpr,
 ):  # fmt: skip
     """One program moves ROWS tokens of one head of one of three tensors."""
     head = tl.program_id(1).to(tl.int64)
+    if SOME:  # noqa: SIM102
+        if tl.load(heads_ptr + head) == 0:
+            return
     b, h = head // H, head % H
     which = tl.program_id(2)
     if which == 0:
@@ -61,10 +64,19 @@ def _move_rows_kernel(
                    ROWS, PAD_D, SCATTER)  # fmt: skip
 
 
-def gather_rows(xs: list[Tensor], orders: list[Tensor]) -> list[Tensor]:
-    """Permute one to three (B, H, S, D) tensors in one launch; outputs are contiguous."""
+def gather_rows(
+    xs: list[Tensor], orders: list[Tensor], *, heads: Tensor | None = None
+) -> list[Tensor]:
+    """Permute one to three (B, H, S, D) tensors in one launch; outputs are contiguous.
+
+    Args:
+        xs: the tensors.
+        orders: (B | 1, H | 1, S) of each.
+        heads: (B, H) bool, contiguous, the heads to permute; others are left unwritten. None for
+            all.
+    """
     ys = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in xs]
-    _launch(xs, ys, orders, scatter=False)
+    _launch(xs, ys, orders, scatter=False, heads=heads)
     return ys
 
 
@@ -75,7 +87,14 @@ def scatter_rows(x: Tensor, order: Tensor) -> Tensor:
     return y
 
 
-def _launch(xs: list[Tensor], ys: list[Tensor], orders: list[Tensor], *, scatter: bool) -> None:
+def _launch(
+    xs: list[Tensor],
+    ys: list[Tensor],
+    orders: list[Tensor],
+    *,
+    scatter: bool,
+    heads: Tensor | None = None,
+) -> None:
     B, H, _, D = xs[0].shape
     xs = [x if x.stride(-1) == 1 else x.contiguous() for x in xs]
     orders = [order if order.stride(-1) == 1 else order.contiguous() for order in orders]
@@ -86,8 +105,9 @@ def _launch(xs: list[Tensor], ys: list[Tensor], orders: list[Tensor], *, scatter
         *x3, *y3, *order3,
         *(s for x in x3 for s in x.stride()[:3]), *(s for y in y3 for s in y.stride()[:3]),
         *(s for order in order3 for s in shared_strides(order)),
-        H, *(x.shape[2] for x in x3), D,
-        ROWS=_ROWS, PAD_D=padded_head_size(D), SCATTER=scatter, num_warps=4,
+        H, *(x.shape[2] for x in x3), D, xs[0] if heads is None else heads.view(torch.uint8),
+        ROWS=_ROWS, PAD_D=padded_head_size(D), SCATTER=scatter, SOME=heads is not None,
+        num_warps=4,
     )  # fmt: skip
 
 

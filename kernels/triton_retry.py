@@ -7,13 +7,16 @@ from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.launch import padded_head_size
+from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.triton_attention import (
     LOG2_E,
     attend_means,
     load_rows,
     mean_arguments,
+    moved_arguments,
     online_softmax_update,
     store_rows,
+    tokens_at,
 )
 from vidsparse.kernels.triton_block_means import MeanTiles
 from vidsparse.kernels.triton_permute import shared_strides
@@ -46,9 +49,10 @@ def _retry_kernel(
     list_stride_b, list_stride_h, H, Sq, Skv, D, num_kv_blocks, block_q, scale_log2,
     other_lse_ptr, parts_ptr, parts,
     k_mean_ptr, v_mean_ptr, bias_ptr, num_means_ptr, mean_stride_h, mean_stride_s, padded_means,
+    moved_ptr, q_order_ptr, k_moved_ptr, v_moved_ptr,
     ROWS: tl.constexpr, TILES: tl.constexpr, CHUNK: tl.constexpr, TILE_KV: tl.constexpr,
     PAD_D: tl.constexpr, EVEN_D: tl.constexpr, STATS: tl.constexpr,
-    MEANS: tl.constexpr,
+    MEANS: tl.constexpr, MOVED: tl.constexpr,
 ):  # fmt: skip
     """One program looks through TILES x ROWS queries of one head for an LSE of NaN."""
     head = tl.program_id(1).to(tl.int64)
@@ -58,9 +62,15 @@ def _retry_kernel(
     v_ptr += b * v_stride_b + h * v_stride_h
     out_ptr += b * out_stride_b + h * out_stride_h
     lse_ptr += head * Sq
+    if MOVED:  # noqa: SIM102
+        if tl.load(moved_ptr + head) != 0:
+            k_ptr, k_stride_s = k_moved_ptr + head * Skv * D, D
+            v_ptr, v_stride_s = v_moved_ptr + head * Skv * D, D
     for tile in range(tl.program_id(0) * TILES, (tl.program_id(0) + 1) * TILES):
         rows = tile * ROWS + tl.arange(0, ROWS)
         inside = rows < Sq
+        if MOVED:
+            rows, inside = tokens_at(q_order_ptr + head * Sq, rows, inside, Sq)
         lse = tl.load(lse_ptr + rows, mask=inside, other=0.0)
         if tl.sum((lse != lse).to(tl.int32), 0) > 0:
             lists = b * list_stride_b + h * list_stride_h + tile * ROWS // block_q
@@ -114,6 +124,7 @@ def attend_again(
     scale: float,
     stats: tuple[Tensor, Tensor] | None = None,
     means: MeanTiles | None = None,
+    moved: MovedHeads | None = None,
 ) -> None:
     """Fill in the output of every 64 rows that hold an LSE of NaN, with a running maximum.
 
@@ -128,6 +139,7 @@ def attend_again(
         stats: the LSE (B, H, Sq) that masses are taken against, and the masses (B, H, query tiles,
             list slots, 4 per 64 rows of a tile) float32, changed in place; None for none.
         means: of the key blocks, to compensate with; None for none.
+        moved: heads with an order of their own, or None; not with ``stats`` or ``means``.
     """
     B, H, Sq, D = q.shape
     PAD_D = padded_head_size(D)
@@ -137,10 +149,10 @@ def attend_again(
         *shared_strides(mask.kv_num_blocks), H, Sq, k.shape[2], D, mask.num_kv_blocks,
         mask.block_q, scale * LOG2_E, *(stats or (lse, lse)),
         0 if stats is None else stats[1].shape[-1],
-        *mean_arguments(means, lse, 64, PAD_D, tma=False),
+        *mean_arguments(means, lse, 64, PAD_D, tma=False), *moved_arguments(moved, lse),
         ROWS=_ROWS, TILES=_TILES, CHUNK=mask.block_kv, TILE_KV=min(64, mask.block_kv), PAD_D=PAD_D,
         EVEN_D=PAD_D == D, STATS=stats is not None,
-        MEANS=means is not None, num_warps=4,
+        MEANS=means is not None, MOVED=moved is not None, num_warps=4,
     )  # fmt: skip
 
 

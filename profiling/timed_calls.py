@@ -92,20 +92,22 @@ class TimedCalls:
         clock.mark("plan")
         if plan is None:
             return None, None
-        moved = plan.in_order(*self._qkv)
+        moved = plan.moved(*self._qkv[1:])
+        tokens = plan.in_order(*self._qkv) if moved is None else self._qkv
         clock.mark("permute")
         output = block_sparse_attention(
-            *moved,
+            *tokens,
             plan.mask,
             stats_lse=plan.stats_lse,
             running=plan.running,
             compensate=plan.compensate,
             tangents=plan.tangents,
+            moved=moved,
         )
         clock.mark("kernel")
         self._method.observe(output, plan, site, state)
         clock.mark("observe")
-        restored = restore_output(output, plan)
+        restored = restore_output(output, plan) if moved is None else output
         if plan.correction is not None:
             _ = restored.out + plan.correction
         clock.mark("restore")

@@ -10,9 +10,10 @@ from torch import Tensor
 from vidsparse.kernels.block_sparse_attention import (
     AttentionOutput,
     Impl,
+    MovedHeads,
     block_sparse_attention,
+    restore_attention,
 )
-from vidsparse.kernels.permute import restore_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -44,6 +45,9 @@ def run_plan(
     Raises:
         ValueError: the kernel does not support the inputs.
     """
+    moved = plan.moved(k, v)
+    if moved is not None:
+        return attend_in_order(q, k, v, plan, impl=impl, moved=moved)
     output = attend_permuted(q, k, v, plan, impl=impl)
     return restore_output(output, plan)
 
@@ -57,9 +61,18 @@ def attend_permuted(
 
 
 def attend_in_order(
-    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    *,
+    impl: Impl = Impl.AUTO,
+    moved: MovedHeads | None = None,
 ) -> AttentionOutput:
-    """Do as ``attend_permuted`` with tokens that are in the plan's orders already."""
+    """Do as ``attend_permuted`` with tokens that are in the plan's orders already.
+
+    With ``moved``, which is ``plan.moved(k, v)``, tokens and output are in natural order instead.
+    """
     return block_sparse_attention(
         q,
         k,
@@ -70,18 +83,13 @@ def attend_in_order(
         running=plan.running,
         compensate=plan.compensate,
         tangents=plan.tangents,
+        moved=moved,
     )
 
 
 def restore_output(output: AttentionOutput, plan: AttentionPlan) -> AttentionOutput:
     """Bring an output from the plan's query order back to the natural one."""
-    if plan.q_order is None:
-        return output
-    out = restore_tokens(output.out, plan.q_order)
-    lse = output.lse
-    if lse is not None:
-        lse = restore_tokens(lse.unsqueeze(-1), plan.q_order).squeeze(-1)
-    return AttentionOutput(out=out, lse=lse, block_stats=output.block_stats)
+    return restore_attention(output, plan.q_order)
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -202,10 +210,15 @@ class SparseAttention:
             return dense(q, k, v)
         self.recorder.mark("plan")
         natural = (q, k, v) if plan.anchor else None
-        q, k, v = plan.in_order(q, k, v)
+        native = self._is_native(plan)
+        moved = plan.moved(k, v) if native else None
+        if moved is None:
+            q, k, v = plan.in_order(q, k, v)
         self.recorder.mark("permute")
-        attend = attend_in_order if self._is_native(plan) else attend_8bit
-        output = attend(q, k, v, plan, impl=self.impl)
+        if native:
+            output = attend_in_order(q, k, v, plan, impl=self.impl, moved=moved)
+        else:
+            output = attend_8bit(q, k, v, plan, impl=self.impl)
         self.recorder.mark("kernel")
         self.method.observe(output, plan, site, state)
         if plan.dense_reason is not None:
@@ -213,7 +226,7 @@ class SparseAttention:
         else:
             self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
         self.recorder.mark("plan")
-        out = restore_output(output, plan).out
+        out = (output if moved is not None else restore_output(output, plan)).out
         self.recorder.mark("permute")
         if natural is not None:
             exact = dense(*natural)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-from vidsparse.kernels.permute import permute_qkv
+from vidsparse.kernels.moved_heads import MovedHeads
+from vidsparse.kernels.permute import move_heads, permute_qkv
 from vidsparse.kernels.running_statistics import RunningStat
 
 
@@ -19,7 +20,8 @@ class AttentionPlan:
             the natural order.
         kv_order: the same for keys and values.
         moved_heads: (B | 1, H | 1) bool, heads whose order is not the identity; None when every
-            head moves. SVG's head types are read from it; all heads are permuted alike.
+            head moves. Other heads are not copied where the kernel can follow the orders itself,
+            see ``moved``. SVG's head types are read from it.
         stats_lse: (B, H, S) float32 natural log-sum-exp per query in the plan's query order, as of
             an earlier step; asks the kernel for the mass of each kept block against it, which
             ``observe`` finds in ``output.block_stats``. None asks for nothing.
@@ -59,6 +61,25 @@ class AttentionPlan:
         if self.tokens is not None:
             return self.tokens
         return permute_qkv(q, k, v, self.q_order, self.kv_order)
+
+    def moved(self, k: Tensor, v: Tensor) -> MovedHeads | None:
+        """Move only heads whose order is not the identity, for a kernel that follows orders itself.
+
+        Args:
+            k: (B, H, S, D) keys in natural order.
+            v: (B, H, S, D) values.
+
+        Returns:
+            What ``block_sparse_attention`` takes beside tokens in natural order; its output is then
+            in natural order too, and that is what ``observe`` sees. None where ``in_order`` has to
+            copy every head: with compensation, statistics or blocks of varying size.
+        """
+        if self.moved_heads is None or self.q_order is None or self.kv_order is None:
+            return None
+        extras = self.compensate or self.stats_lse is not None or self.running is not None
+        if extras or self.tokens is not None or isinstance(self.mask, RaggedBlockMask):
+            return None
+        return move_heads(k, v, self.moved_heads, self.q_order, self.kv_order)
 
     def density(self) -> Tensor:
         """Return the kept share of query-key pairs, a 0-dim tensor on the mask's device."""

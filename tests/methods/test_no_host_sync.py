@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vidsparse.attention import attend_permuted, restore_output
+from vidsparse.attention import attend_permuted, restore_output, run_plan
 from vidsparse.layout import VideoLayout
 from vidsparse.methods import finite_check
 from vidsparse.methods.base import SparseMethod, available_methods, build_method
@@ -131,6 +131,7 @@ def test_a_call_on_a_gpu_never_waits(name, options, layout, cases):
         plan = method.decide(q, k, v, layout, site, states[method.state_key(site)])
         output = attend_permuted(q, k, v, plan)
         method.observe(output, plan, site, states[method.state_key(site)])
+        run_plan(q, k, v, plan)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -141,6 +142,8 @@ def test_a_call_on_a_gpu_never_waits(name, options, layout, cases):
             output = attend_permuted(q, k, v, plan)
             method.observe(output, plan, site, states[method.state_key(site)])
             restore_output(output, plan)
+            # Plans with heads that stay take another path here.
+            run_plan(q, k, v, plan)
             plan.density()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -120,7 +120,10 @@ class SparseMethod(ABC):
     def observe(  # noqa: B027 - optional: most methods learn nothing from the output
         self, output: AttentionOutput, plan: AttentionPlan, site: CallSite, state: Any
     ) -> None:
-        """Learn from a call's output (log-sum-exp, block statistics), in the plan's order."""
+        """Learn from a call's output (log-sum-exp, block statistics).
+
+        It is in the plan's order, but in natural order where ``plan.moved`` is not None.
+        """
 
     def compare(  # noqa: B027 - optional: only plans with ``anchor`` ask for it
         self, exact: Tensor, out: Tensor, plan: AttentionPlan, site: CallSite, state: Any
