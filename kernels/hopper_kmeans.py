@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -12,10 +13,28 @@ from vidsparse.kernels.hopper import _has_gluon
 from vidsparse.kernels.hopper_8bit import gluon_descriptor
 from vidsparse.kernels.launch import padded_head_size
 
-# (warpgroups of 64 tokens, centroids per tile, stages, registers per consumer thread, registers per
-# thread over all warps). On an H100, 40 heads of 75600 tokens: 1.59 ms for 1000 centroids and 0.57
-# for 300; (2, 128, 4, 240, 168) takes 1.56 and 0.75, the Triton kernel 2.34 and 1.10.
-ASSIGN_GLUON = (3, 64, 4, 160, 128)
+# Tokens of one CTA: two consumer warpgroups of two halves of 64.
+_HALF, _TOKENS = 64, 256
+
+
+@dataclass(frozen=True)
+class AssignConfig:
+    """Shape of one CTA.
+
+    Args:
+        clusters: centroids per tile, 64 or 128.
+        stages: depth of their ring, at least 2.
+        registers: registers per consumer thread.
+        max_registers: budget per thread over all warps.
+    """
+
+    clusters: int
+    stages: int
+    registers: int
+    max_registers: int
+
+
+ASSIGN_GLUON = AssignConfig(64, 8, 240, 168)
 
 
 def can_assign_gluon(x: Tensor) -> bool:
@@ -27,10 +46,7 @@ def can_assign_gluon(x: Tensor) -> bool:
 
 
 def assign_gluon(
-    x: Tensor,
-    centroids: Tensor,
-    half_norms: Tensor,
-    config: tuple[int, int, int, int, int] = ASSIGN_GLUON,
+    x: Tensor, centroids: Tensor, half_norms: Tensor, config: AssignConfig = ASSIGN_GLUON
 ) -> Tensor:
     """Return the (B, H, S) int32 nearest centroid of each token.
 
@@ -43,19 +59,20 @@ def assign_gluon(
     """
     from vidsparse.kernels.gluon_kmeans import assign_kernel
 
-    groups, clusters, stages, registers, max_registers = config
     B, H, S, D = x.shape
-    K, P = centroids.shape[2], max(64, padded_head_size(D))
+    K, P, clusters = centroids.shape[2], max(64, padded_head_size(D)), config.clusters
     labels = torch.empty(B, H, S, dtype=torch.int32, device=x.device)
-    tiles_per_head = -(-S // (64 * groups))
+    tiles_per_head = -(-S // _TOKENS)
     tiles = B * H * tiles_per_head
+    # A thread holds a quarter of a tile's columns; their numbers take the bits left out here.
+    keep = -(clusters // 4)
     assign_kernel[(min(tiles, _multiprocessors(x.device)),)](
-        gluon_descriptor(x.flatten(0, 1), [1, 64, P]),
+        gluon_descriptor(x.flatten(0, 1), [1, _HALF, P]),
         gluon_descriptor(centroids.flatten(0, 1), [1, clusters, P]),
         gluon_descriptor(half_norms.flatten(0, 1), [1, clusters]),
-        labels, S, K, tiles_per_head, tiles, -(-K // clusters),
-        GROUPS=groups, STAGES=stages, REGISTERS=registers,
-        num_warps=4, maxnreg=max_registers,
+        labels, S, K, tiles_per_head, tiles, -(-K // clusters), keep,
+        STAGES=config.stages, REGISTERS=config.registers,
+        num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
     return labels
 

@@ -147,6 +147,64 @@ def test_bf16_kmeans_on_the_gpu_is_right_deterministic_and_never_waits(
     torch.testing.assert_close(first.centroids[kept].double(), means[kept], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("S", "K", "D"), [(1, 1, 128), (63, 7, 64), (257, 64, 128), (1000, 65, 96), (5000, 300, 128)]
+)
+@pytest.mark.parametrize("clusters", [64, 128])
+def test_hopper_assignment_is_nearest(
+    gpu_generator: torch.Generator, S: int, K: int, D: int, clusters: int
+) -> None:
+    from vidsparse.kernels.hopper_kmeans import AssignConfig, assign_gluon, can_assign_gluon
+    from vidsparse.kernels.triton_kmeans import round_centroids
+
+    x, centroids = (torch.randn(2, 3, n, D, generator=gpu_generator, device="cuda") for n in (S, K))
+    x = x.bfloat16()
+    if not can_assign_gluon(x):
+        pytest.skip("no Gluon here")
+    # Shifted heads: all scores positive, or all negative.
+    centroids += torch.tensor([0.0, 0.3, 3.0], device="cuda")[:, None, None]
+    rounded, half_norms = round_centroids(centroids, x.dtype)
+    config = AssignConfig(clusters, 512 // clusters, 240, 168)
+    labels = assign_gluon(x, rounded, half_norms, config).long()
+    assert int(labels.min()) >= 0
+    assert int(labels.max()) < K
+    c = rounded.double()
+    half = c.square().sum(-1)[:, :, None] / 2
+    scores = x.double() @ c.mT - half
+    gap = scores.amax(-1) - scores.gather(-1, labels[..., None])[..., 0]
+    # Twice 2^-18 of twice what a score can be, and sums in float32.
+    size = x.double().norm(dim=-1) * c.norm(dim=-1).amax(-1)[..., None] + half.amax(-1)
+    assert (gap <= 2**-15 * size).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_equal_centroids_on_the_gpu_leave_all_but_the_lowest_empty(
+    gpu_generator: torch.Generator, shift: float
+) -> None:
+    x = torch.randn(1, 2, 3000, 128, generator=gpu_generator, device="cuda")
+    # Far from the origin no token scores above zero. Twins in a thread, in a tile and across tiles.
+    init = x[:, :, :50] + shift
+    twins = torch.tensor([0, 1, 1, 1, 0, 7, 12, 40], device="cuda")
+    init = torch.cat([init, init[:, :, twins], init], 2)
+    labels = kmeans(x.bfloat16(), 108, iterations=0, init=init).labels
+    assert int(labels.max()) < 50
+    assert labels.unique().numel() > 10
+
+
+@pytest.mark.gpu
+def test_labels_of_nan_tokens_on_the_gpu_stay_in_range(gpu_generator: torch.Generator) -> None:
+    x = torch.randn(1, 1, 300, 128, generator=gpu_generator, device="cuda").bfloat16()
+    init = x[:, :, :70].float()
+    x[:, :, 100:110, 3] = float("nan")
+    x[:, :, 110:120, 3] = float("inf")
+    labels = kmeans(x, 70, iterations=0, init=init).labels
+    assert int(labels.min()) >= 0
+    assert int(labels.max()) < 70
+    assert torch.equal(labels[0, 0, :70].cpu(), torch.arange(70, dtype=torch.int32))
+
+
 @pytest.mark.parametrize(
     ("clusters", "iterations", "init", "message"),
     [
