@@ -12,10 +12,13 @@ from vidsparse.errors import UsageError
 
 if TYPE_CHECKING:
     from vidsparse.clips import Scene
+    from vidsparse.config import SparseConfig
     from vidsparse.generate import Sampling
     from vidsparse.tuning.lab import PipelineLab
     from vidsparse.tuning.report import TuneReport
     from vidsparse.tuning.target import Target
+
+_PRESET = "preset.toml"
 
 
 def tune(
@@ -92,7 +95,8 @@ def tune(
     if dry_run:
         _predict_cost(lab, request, json=json)
         return
-    _deliver(_run(lab, request, model, out, quiet=json), out, json=json)
+    made = _run(lab, request, model, out, quiet=json)
+    _deliver(made, lab, out, json=json)
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,8 @@ def _lab(
 def _run(
     lab: "PipelineLab", request: _Request, model: str, out: Path, *, quiet: bool
 ) -> "TuneReport":
+    from functools import partial
+
     from vidsparse.fingerprint import model_of
     from vidsparse.profiling.environment import device_name
     from vidsparse.tuning.journal import Journal
@@ -182,7 +188,18 @@ def _run(
     search = Search(lab, journal, settings, say=say)
     search.run()
     facts = facts_of(lab.pipe, lab.sampling)
-    return finish(search, request.held_out, identity, facts, defaults=request.defaults)
+    return finish(
+        search,
+        request.held_out,
+        identity,
+        facts,
+        defaults=request.defaults,
+        on_preset=partial(_save_preset, out=out),
+    )
+
+
+def _save_preset(preset: "SparseConfig", out: Path) -> None:
+    preset.save(out / _PRESET)
 
 
 def _predict_cost(lab: "PipelineLab", request: _Request, *, json: bool) -> None:
@@ -203,12 +220,13 @@ def _predict_cost(lab: "PipelineLab", request: _Request, *, json: bool) -> None:
     typer.echo(str(cost))
 
 
-def _deliver(report: "TuneReport", out: Path, *, json: bool) -> None:
+def _deliver(report: "TuneReport", lab: "PipelineLab", out: Path, *, json: bool) -> None:
+    from vidsparse.profiling.environment import run_meta
     from vidsparse.report import write_json
 
-    preset = out / "preset.toml"
-    report.preset.save(preset)
-    document = {**report.as_dict(), "preset": str(preset)}
+    preset = out / _PRESET
+    meta = {"sampling": lab.sampling.arguments(), **run_meta(lab.pipe.device)}
+    document = {"meta": meta, **report.as_dict(), "preset": str(preset)}
     write_json(out / "tune.json", document)
     if json:
         common.print_json(document)

@@ -106,7 +106,8 @@ class Measured(Section):
         lpips: mean LPIPS distance (AlexNet).
         floor_psnr: PSNR in dB between dense clips of two precisions; more means nothing.
         speedup: dense over sparse denoising time.
-        predicted_speedup: what the profile predicted for the same.
+        predicted_speedup: the same, predicted before: from timed steps, or with a step cache or
+            8 bits from the clips tuned on.
         dense_seconds: of denoising a clip densely.
         density: mean kept share of the sparse calls.
         overall_density: the same, dense calls counting 1.

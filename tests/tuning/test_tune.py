@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import signal
@@ -11,13 +12,14 @@ from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.preset_parts import ModelId
+from vidsparse.tuning.candidates import Candidate
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.report import finish
 from vidsparse.tuning.search import WORTHWHILE
 from vidsparse.tuning.settings import TuneSettings
 from vidsparse.tuning.target import Target
 from vidsparse.tuning.tune import Search
-from vidsparse.tuning.validate import Validator, choose
+from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_lab import DENSE_SECONDS, FakeLab, seconds_of
@@ -252,9 +254,92 @@ def test_tuned_preset_is_compared_with_defaults_at_equal_time():
     made = report(FakeLab())
     assert {row.candidate.config.method for row in made.defaults} == set(METHODS)
     for row in made.defaults:
-        assert row.speedup == pytest.approx(made.tuned.speedup, rel=0.05)
+        assert row.speedup == pytest.approx(made.tuned.speedup, rel=EQUAL_TIME)
     gains = [row["tuned_gain_db"]["low"] for row in made.as_dict()["defaults_at_equal_time"]]
     assert min(gains) > 0
+
+
+class Unpredicted(FakeLab):
+    """Clips of SVG take more than its timed steps tell."""
+
+    def trial(self, config, scene, *given):
+        made = super().trial(config, scene, *given)
+        if made.seconds is None or config.method != "svg":
+            return made
+        return dataclasses.replace(made, seconds=1.15 * made.seconds)
+
+
+def test_defaults_that_take_another_time_than_predicted_are_run_again():
+    made = report(Unpredicted())
+    (svg,) = (row for row in made.defaults if row.candidate.config.method == "svg")
+    assert svg.speedup == pytest.approx(made.tuned.speedup, rel=EQUAL_TIME)
+    assert svg.predicted_speedup == pytest.approx(1.15 * svg.speedup, rel=0.01)
+
+
+def test_preset_is_handed_over_before_the_defaults_run():
+    found = search(FakeLab())
+    found.run()
+    ran = []
+    finish(
+        found,
+        HELD_OUT,
+        ModelId(transformers={}),
+        FACTS,
+        defaults=True,
+        on_preset=lambda preset: ran.append((preset.status, len(found.lab.log))),
+    )
+    ((status, results),) = ran
+    assert status == "measured"
+    assert results < len(found.lab.log)
+
+
+def test_a_cached_preset_is_predicted_from_the_clips_tuned_on():
+    made = report(FakeLab(cache_psnr=40.0), caches=("first_block",))
+    assert made.preset.cache is not None
+    assert made.preset.measured.predicted_speedup == pytest.approx(made.tuned.speedup, rel=0.01)
+
+
+def test_quality_without_speed_is_told_apart_from_a_miss():
+    found = search(FakeLab())
+    found.run()
+    scenes = (Scene("c", 100),)
+    slow = Candidate("slow", SparseConfig(method="svg2", parameters={"density": 1.0}))
+    validator = Validator(found.lab, Journal(None, {}), scenes, Target(min_psnr=20), found.speed)
+    row = validator.of(slow)
+    assert row.reaches
+    assert not row.meets
+    assert "is no faster than dense, but meets the target" in row.line()
+
+
+class SlowWhenHeldOut(FakeLab):
+    """Draft, the fastest on the clips tuned on, is slow on the held-out ones."""
+
+    def trial(self, config, scene, *given):
+        made = super().trial(config, scene, *given)
+        if made.seconds is None or config.method != "draft" or scene.seed < 100:
+            return made
+        return dataclasses.replace(made, seconds=5 * made.seconds)
+
+
+def test_no_settings_are_validated_twice():
+    found = search(SlowWhenHeldOut(), target=Target(min_psnr=20), allocate=False)
+    found.run()
+    validator = Validator(found.lab, found.journal, HELD_OUT, found.settings.target, found.speed)
+    done = choose(found, validator)
+    assert done[0].reaches
+    assert not done[0].meets
+    keys = [row.candidate.key for row in done]
+    assert len(set(keys)) == len(keys) > 1
+
+
+def test_verdict_on_settings_that_held_out_clips_rejected_says_what_those_gave():
+    made = report(FakeLab(gap=-30.0))
+    assert made.preset.method == "dense"
+    last = made.validations[-1]
+    assert (
+        f"held-out clips: {last.candidate.label} misses the target: {last.scores}"
+        in (made.lines()[0])
+    )
 
 
 def test_unreachable_target_says_the_best_that_is_reachable_and_its_cost():

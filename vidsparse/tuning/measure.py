@@ -30,10 +30,11 @@ class PresetMeasurement:
     target: Target | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON values; "meets" is null without a target."""
-        meets = None if self.target is None else self.validation.meets
-        target = None if self.target is None else self.target.as_dict()
-        return {**self.validation.as_dict(), "target": target, "meets": meets}
+        """Return JSON values; "reaches" and "meets" are null without a target."""
+        found = self.validation.as_dict()
+        if self.target is None:
+            return {**found, "target": None, "reaches": None, "meets": None}
+        return {**found, "target": self.target.as_dict()}
 
     def line(self) -> str:
         """Return the result for people."""
@@ -42,7 +43,7 @@ class PresetMeasurement:
         bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
         verdict = ""
         if self.target is not None:
-            verdict = f"; {'meets' if found.meets else 'misses'} {self.target}"
+            verdict = f"; {found.verdict} {self.target}"
         return (
             f"{found.candidate.label}: {found.scores}{bounds} at {found.speedup:.2f}x over "
             f"{found.psnr.count} clips{verdict}"

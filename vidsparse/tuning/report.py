@@ -1,7 +1,8 @@
 """What a search found: preset, validations, comparison at equal time, reasons."""
 
 import datetime
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import (
     Validation,
     Validator,
+    at_equal_time,
     choose,
-    equal_time_defaults,
     measured_preset,
 )
 
@@ -100,14 +101,15 @@ class TuneReport:
                 f"{self.preset.note} Held-out: {tuned.scores} at {tuned.speedup:.2f}x"
                 + _predicted(tuned)
             )
-        nearest = _nearest(self.outcomes)
+        dense = f"nothing faster than dense generation reaches {self.target}: don't sparsify"
+        if self.validations:
+            return f"{dense}. The nearest, on held-out clips: {self.validations[-1].line()}"
+        nearest = _nearest(self.outcomes, self.dense_seconds)
         if nearest is None or nearest.scores is None:
-            return f"nothing faster than dense generation reaches {self.target}: don't sparsify"
+            return dense
         speed = self.dense_seconds / (nearest.seconds or self.dense_seconds)
-        return (
-            f"nothing faster than dense generation reaches {self.target}: don't sparsify. The "
-            f"nearest is {nearest.candidate.label}: {nearest.scores} at {speed:.2f}x"
-        )
+        label = nearest.candidate.label
+        return f"{dense}. The nearest is {label}: {nearest.scores} at {speed:.2f}x"
 
     def _against(self, row: Validation) -> dict[str, Any]:
         """Return a row with the paired gain of the tuned preset over it."""
@@ -126,8 +128,9 @@ def finish(
     facts: Mapping[str, Any],
     *,
     defaults: bool = False,
+    on_preset: Callable[[SparseConfig], None] = lambda preset: None,
 ) -> TuneReport:
-    """Validate what a search found and write the preset.
+    """Validate what a search found and make the preset.
 
     Args:
         search: finished.
@@ -135,6 +138,7 @@ def finish(
         model: fingerprint.
         facts: what was measured on, ``facts_of``.
         defaults: also run every method's defaults at the preset's time.
+        on_preset: given the preset before the defaults are run, which takes long.
 
     Raises:
         UsageError: the search has not run.
@@ -150,6 +154,7 @@ def finish(
     else:
         note = f"Tuned for {target}: nothing faster than dense generation reaches it."
         preset = dense_config().model_copy(update={"note": note, "model": model})
+    on_preset(preset)
     rows = _defaults(search, validator, validations) if defaults and validations else []
     return TuneReport(
         preset,
@@ -170,24 +175,19 @@ def _defaults(
     search: Search, validator: Validator, validations: Sequence[Validation]
 ) -> list[Validation]:
     """Run each method's defaults at the density that takes the tuned preset's time."""
-    scout, timed = search.scout, []
+    scout, rows = search.scout, []
+    seconds = search.speed.dense_seconds / validations[-1].speedup
+    sigma = warm_up_sigma(scout.sigmas, DEFAULT_DENSE_STEPS)
     for variant in variants_of(search.settings.methods):
         if variant.parameters:
             continue
         try:
             scout.time(variant)
+            rows.append(at_equal_time(validator, variant, seconds, sigma))
         except UsageError as error:
             search.skipped[f"{variant.method} defaults"] = str(error)
             continue
-        timed.append(variant)
-    seconds = search.speed.dense_seconds / validations[-1].speedup
-    sigma = warm_up_sigma(scout.sigmas, DEFAULT_DENSE_STEPS)
-    rows = []
-    for candidate in equal_time_defaults(timed, search.speed, seconds, sigma):
-        try:
-            rows.append(validator.of(candidate))
-        except UsageError as error:
-            search.skipped[candidate.label] = str(error)
+        search.say(f"equal time: {rows[-1].line()}")
     return rows
 
 
@@ -219,8 +219,10 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _nearest(outcomes: Sequence[Outcome]) -> Outcome | None:
+def _nearest(outcomes: Sequence[Outcome], dense_seconds: float) -> Outcome | None:
     known = [outcome for outcome in outcomes if outcome.scores is not None]
+    # Whoever wants speed has no use for what is slower than dense, however near.
+    known = [o for o in known if (o.seconds or math.inf) < dense_seconds] or known
     return max(known, key=lambda o: o.scores.psnr if o.scores else 0.0, default=None)
 
 

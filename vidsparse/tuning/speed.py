@@ -55,12 +55,14 @@ class SpeedModel:
         dense_step: seconds of a dense step in a short run.
         sigmas: noise level of each step of a clip.
         variants: by method and parameters.
+        clips: mean seconds of the clips that settings took so far, by ``Candidate.key``.
     """
 
     dense_seconds: float
     dense_step: float
     sigmas: Sequence[float]
     variants: dict[str, StepTimes] = field(default_factory=dict)
+    clips: dict[str, float] = field(default_factory=dict)
     _ratios: dict[str, list[float]] = field(default_factory=dict)
 
     def predict(self, candidate: Candidate) -> float | None:
@@ -83,6 +85,11 @@ class SpeedModel:
         total = self.dense_step * dense + sum(steps)
         total += times.first_extra if sparse else 0.0
         return self.dense_seconds * total / (self.dense_step * len(self.sigmas))
+
+    def expected(self, candidate: Candidate) -> float | None:
+        """Return ``predict_raw``, or where it knows nothing what the settings' clips took."""
+        raw = self.predict_raw(candidate)
+        return self.clips.get(candidate.key) if raw is None else raw
 
     def density_for(
         self, variant: Variant, seconds: float, dense_above_sigma: float | None
@@ -107,6 +114,7 @@ class SpeedModel:
 
     def learn(self, candidate: Candidate, seconds: float) -> None:
         """Take a measured time; later predictions for the variant are corrected by it."""
+        self.clips[candidate.key] = seconds
         raw = self.predict_raw(candidate)
         if raw is not None:
             self._ratios.setdefault(variant_key(candidate.config), []).append(seconds / raw)

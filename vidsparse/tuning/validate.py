@@ -20,6 +20,9 @@ from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
 
+# Shares by which times may differ and still count as equal: what clips of one setting vary by.
+EQUAL_TIME = 0.03
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -31,10 +34,12 @@ class Validation:
         psnr: mean with its interval.
         per_clip: scores of each clip.
         speedup: dense over sparse denoising time, summed over the clips.
-        predicted_speedup: what the short runs predicted; None where they cannot.
+        predicted_speedup: what the short runs predicted, or where they cannot, as for step
+            caches, the tuning clips; None without either.
         density: mean of the sparse calls.
         overall_density: of all calls.
-        meets: whether the means meet the target, in less time than dense generation.
+        reaches: whether the means meet the target.
+        meets: whether they do, in less time than dense generation.
         dense_seconds: of a dense clip.
     """
 
@@ -46,8 +51,25 @@ class Validation:
     predicted_speedup: float | None
     density: float | None
     overall_density: float | None
+    reaches: bool
     meets: bool
     dense_seconds: float
+
+    @property
+    def verdict(self) -> str:
+        """Say in words whether the target is met; it goes before the target."""
+        if self.meets:
+            return "meets"
+        return "is no faster than dense, but meets" if self.reaches else "misses"
+
+    def line(self) -> str:
+        """Return the result for people."""
+        low, high = self.psnr.low, self.psnr.high
+        bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        return (
+            f"{self.candidate.label} {self.verdict} the target: {self.scores}{bounds} at "
+            f"{self.speedup:.2f}x"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -61,6 +83,7 @@ class Validation:
             "predicted_speedup": self.predicted_speedup,
             "density": self.density,
             "overall_density": self.overall_density,
+            "reaches": self.reaches,
             "meets": self.meets,
             "dense_seconds": self.dense_seconds,
         }
@@ -116,8 +139,9 @@ class Validator:
     ) -> Validation:
         scores = [trial.scores for trial in trials if trial.scores is not None]
         seconds = [trial.seconds for trial in trials if trial.seconds is not None]
-        predicted = self.speed.predict_raw(candidate)
+        predicted = self.speed.expected(candidate)
         mean = Scores.mean(scores)
+        reaches = self.target.met_by(mean)
         return Validation(
             candidate,
             mean,
@@ -127,13 +151,16 @@ class Validator:
             None if predicted is None else self.speed.dense_seconds / predicted,
             _mean([trial.density for trial in trials]),
             _mean([trial.overall_density for trial in trials]),
-            self.target.met_by(mean) and sum(seconds) < sum(dense),
+            reaches,
+            reaches and sum(seconds) < sum(dense),
             fmean(dense),
         )
 
 
 def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Validation]:
-    """Validate the fastest outcome; where it misses on held-out scenes, safer settings.
+    """Validate the fastest outcome; where it misses on held-out scenes, other settings.
+
+    Where quality was missing they are safer ones, where speed was the next in order.
 
     Args:
         search: finished.
@@ -150,17 +177,27 @@ def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Valid
     candidate = queue[0].candidate if queue else None
     while candidate is not None and len(done) < most:
         done.append(validator.of(candidate))
-        search.say(_line(done[-1]))
+        search.say(f"held-out: {done[-1].line()}")
         if done[-1].meets:
             break
-        candidate = _safer(queue, done[-1], validator)
+        tried = {validation.candidate.key for validation in done}
+        queue = [outcome for outcome in queue if outcome.candidate.key not in tried]
+        if done[-1].reaches:
+            candidate = queue[0].candidate if queue else None
+        else:
+            candidate = _safer(search.outcomes, queue, done[-1], validator)
     return done
 
 
-def _safer(queue: Sequence[Outcome], missed: Validation, validator: Validator) -> Candidate | None:
-    """Return the fastest outcome with as much more room as was missing, or a larger density."""
+def _safer(
+    outcomes: Sequence[Outcome],
+    queue: Sequence[Outcome],
+    missed: Validation,
+    validator: Validator,
+) -> Candidate | None:
+    """Return the fastest of a queue with as much more room as was missing, or a larger density."""
     lacking = -validator.target.slack(missed.scores)
-    own = {outcome.candidate.key: outcome for outcome in queue}.get(missed.candidate.key)
+    own = {outcome.candidate.key: outcome for outcome in outcomes}.get(missed.candidate.key)
     if own is not None and own.scores is not None:
         needed = validator.target.slack(own.scores) + lacking
         for outcome in queue:
@@ -182,23 +219,43 @@ def denser(candidate: Candidate, factor: float) -> Candidate | None:
     return Candidate(f"{label}, raised to density {raised:.3f}", config)
 
 
-def equal_time_defaults(
-    variants: Sequence[Variant], speed: SpeedModel, seconds: float, dense_above_sigma: float | None
-) -> list[Candidate]:
-    """Return each method's defaults at the density whose predicted time is as given.
+def at_equal_time(
+    validator: Validator, variant: Variant, seconds: float, dense_above_sigma: float | None
+) -> Validation:
+    """Validate a method's defaults at the density that takes as long as given.
+
+    The density comes from the predicted time. Where clips take another time, it is chosen once
+    more, from the prediction corrected by them.
 
     Args:
-        variants: the defaults, timed by the model.
-        speed: predicts.
+        validator: has the held-out scenes; its speed model has timed the variant.
+        variant: the defaults.
         seconds: of a clip.
         dense_above_sigma: the default warm-up as a noise level.
+
+    Returns:
+        The validation whose time is nearer.
     """
-    made = []
-    for variant in variants:
-        density = speed.density_for(variant, seconds, dense_above_sigma)
-        config = variant.config(density, dense_above_sigma)
-        made.append(Candidate(f"{variant.method} defaults, density {density:.3f}", config))
-    return made
+    speed = validator.speed
+    first = validator.of(_default_taking(variant, speed, seconds, dense_above_sigma))
+    off = speed.dense_seconds / first.speedup / seconds
+    if abs(off - 1) <= EQUAL_TIME:
+        return first
+    predicted = speed.dense_seconds / (first.predicted_speedup or first.speedup)
+    corrected = predicted / off
+    second = _default_taking(variant, speed, corrected, dense_above_sigma)
+    if second.key == first.candidate.key:
+        return first
+    found = (first, validator.of(second))
+    return min(found, key=lambda row: abs(math.log(speed.dense_seconds / row.speedup / seconds)))
+
+
+def _default_taking(
+    variant: Variant, speed: SpeedModel, seconds: float, dense_above_sigma: float | None
+) -> Candidate:
+    density = speed.density_for(variant, seconds, dense_above_sigma)
+    config = variant.config(density, dense_above_sigma)
+    return Candidate(f"{variant.method} defaults, density {density:.3f}", config)
 
 
 def measured_preset(
@@ -231,16 +288,6 @@ def measured_preset(
     note = f"Tuned for {target}: {validation.candidate.label}."
     return validation.candidate.config.model_copy(
         update={"status": "measured", "note": note, "model": model, "measured": measured}
-    )
-
-
-def _line(validation: Validation) -> str:
-    low, high = validation.psnr.low, validation.psnr.high
-    bounds = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    verdict = "meets" if validation.meets else "misses"
-    return (
-        f"held-out: {validation.candidate.label} {verdict} the target: {validation.scores}"
-        f"{bounds} at {validation.speedup:.2f}x"
     )
 
 
