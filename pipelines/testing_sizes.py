@@ -9,16 +9,18 @@ import torch
 
 from vidsparse.pipelines import (
     testing,
+    testing_cogvideox,
     testing_hunyuan,
     testing_ltx,
     testing_more,
     testing_wan,
     testing_worlds,
 )
-from vidsparse.pipelines.testing_parts import TinyPipeline
+from vidsparse.pipelines.testing_parts import TinyPipeline, picture
 
 _HEADS = {"num_attention_heads": 4, "attention_head_dim": 128}
 _HEADS64 = {"num_attention_heads": 4, "attention_head_dim": 64}
+_IMAGE = {**_HEADS, "added_kv_proj_dim": 512}
 _HUNYUAN = {**_HEADS, "rope_axes_dim": (16, 56, 56)}
 _HD = {"height": 720, "width": 1280}
 _480P = {"height": 480, "width": 832}
@@ -43,6 +45,18 @@ class ReleasedSize:
 # smaller for the same number of tokens.
 RELEASED_SIZES = {
     "wan": ReleasedSize(testing.wan, _HEADS, {**_HD, "num_frames": 81}),
+    "wan_vace": ReleasedSize(testing.wan_vace, _HEADS, {**_480P, "num_frames": 81}),
+    "wan_animate": ReleasedSize(
+        testing_wan.animate,
+        _IMAGE,
+        {
+            **_480P,
+            "pose_video": [picture()] * 77,
+            "face_video": [picture()] * 77,
+            "segment_frame_length": 77,
+        },
+    ),
+    "chronoedit": ReleasedSize(testing_wan.chronoedit, _IMAGE, {**_HD, "num_frames": 29}),
     "skyreels_v2": ReleasedSize(
         testing_wan.skyreels_v2, _HEADS, {"height": 544, "width": 960, "num_frames": 97}
     ),
@@ -71,6 +85,17 @@ RELEASED_SIZES = {
         partial(testing.cogvideox, version="1.5"),
         {**_HEADS64, "sample_width": 170, "sample_height": 96, "sample_frames": 81},
         {"height": 768, "width": 1360, "num_frames": 81},
+    ),
+    "consisid": ReleasedSize(
+        testing_cogvideox.consisid,
+        {
+            **_HEADS64,
+            "sample_width": 90,
+            "sample_height": 60,
+            "sample_frames": 49,
+            "LFE_output_dim": 170,
+        },
+        {"height": 480, "width": 720, "num_frames": 49},
     ),
     "ltx_video": ReleasedSize(
         testing.ltx_video,
@@ -127,18 +152,44 @@ def released_size(name: str, *, device: str = "cuda") -> TinyPipeline:
         name: one of ``RELEASED_SIZES``.
         device: where it runs, in bfloat16.
     """
-    size, dtype = RELEASED_SIZES[name], torch.bfloat16
+    tiny = released_heads(name, device=device)
+    return replace(tiny, inputs={**tiny.inputs, **RELEASED_SIZES[name].inputs})
+
+
+def released_heads(name: str, *, device: str = "cuda") -> TinyPipeline:
+    """Do as ``released_size`` with a video as short as that of the tiny pipeline."""
+    size = RELEASED_SIZES[name]
     tiny = size.build()
     old = tiny.pipe.transformer
     torch.manual_seed(0)
     new = type(old).from_config({**old.config, **size.config}).eval()
     tiny.pipe.register_modules(transformer=new)
-    for module in tiny.pipe.components.values():
-        if isinstance(module, torch.nn.Module):
-            _cast(module, dtype)
+    for module in modules_of(tiny):
+        _cast(module, torch.bfloat16)
     tiny.pipe.to(device)
-    inputs = {key: _cast_floats(value, dtype) for key, value in tiny.inputs.items()}
-    return replace(tiny, inputs={**inputs, **size.inputs})
+    return with_inputs_like(tiny, torch.empty(0, dtype=torch.bfloat16, device=device))
+
+
+def modules_of(tiny: TinyPipeline) -> list[torch.nn.Module]:
+    """Return the pipeline's models."""
+    components = tiny.pipe.components.values()
+    return [each for each in components if isinstance(each, torch.nn.Module)]
+
+
+def with_inputs_like(tiny: TinyPipeline, example: torch.Tensor) -> TinyPipeline:
+    """Put the tensors of a call where ``example`` is, those of real numbers in its dtype.
+
+    Pipelines take embeddings as they are given: those that they make are on the model's device.
+    """
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(each) for each in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(example) if value.is_floating_point() else value.to(example.device)
+
+    return replace(tiny, inputs={name: put(value) for name, value in tiny.inputs.items()})
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -148,8 +199,3 @@ def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for name, module in model.named_modules():
         if any(part in precise for part in name.split(".")):
             module.to(torch.float32)
-
-
-def _cast_floats(value: Any, dtype: torch.dtype) -> Any:
-    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.to(dtype) if floats else value

@@ -22,10 +22,14 @@ _COSMOS: dict[str, Any] = {
 _FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 
-class SafetyChecker(torch.nn.Module):
-    """Finds everything safe; the real one needs a package and a download."""
+class SafetyChecker:
+    """Finds everything safe; the real one needs a package and a download.
 
-    device, dtype = torch.device("cpu"), torch.float32
+    No module: pipelines take the device of any of theirs for their own, and move this one away.
+    """
+
+    def to(self, device: torch.device | str) -> None:
+        """Stay."""
 
     def check_text_safety(self, prompt: str) -> bool:
         """Say yes."""
