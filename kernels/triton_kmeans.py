@@ -76,23 +76,28 @@ def _round_centroids_kernel(
 @triton.jit
 def _update_kernel(
     x_ptr, order_ptr, offsets_ptr, old_ptr, new_ptr, x_stride_b, x_stride_h, x_stride_s,
-    H, S, K, D, TOKENS: tl.constexpr, PAD_D: tl.constexpr, EVEN_D: tl.constexpr,
-    STAGES: tl.constexpr,
+    H, S, K, D, TOKENS: tl.constexpr, SUMS: tl.constexpr, PAD_D: tl.constexpr,
+    EVEN_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program averages the tokens of one cluster of one head, in a fixed order."""
     cluster, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     x_ptr += (head // H) * x_stride_b + (head % H) * x_stride_h
+    order_ptr += head * S
     first = tl.load(offsets_ptr + head * (K + 1) + cluster)
     last = tl.load(offsets_ptr + head * (K + 1) + cluster + 1)
-    total = tl.zeros([TOKENS, PAD_D], tl.float32)
-    for start in tl.range(first, last, TOKENS, num_stages=STAGES):
-        position = start + tl.arange(0, TOKENS)
-        inside = position < last
-        token = tl.load(order_ptr + head * S + position, mask=inside, other=0)
-        total += load_rows(x_ptr, token, x_stride_s, inside, D, PAD_D, EVEN_D).to(tl.float32)
     columns = tl.arange(0, PAD_D)
     target = (head * K + cluster) * D + columns
-    old = tl.load(old_ptr + target, mask=columns < D, other=0.0)
+    # Before the tokens: its latency then hides behind theirs.
+    old = tl.load(old_ptr + target, mask=(columns < D) & (first == last), other=0.0)
+    steps = tl.arange(0, TOKENS)
+    token = tl.load(order_ptr + first + steps, mask=first + steps < last, other=0)
+    total = tl.zeros([SUMS, PAD_D], tl.float32)
+    for start in tl.range(first, last, TOKENS, num_stages=STAGES):
+        x = load_rows(x_ptr, token, x_stride_s, start + steps < last, D, PAD_D, EVEN_D)
+        ahead = start + TOKENS + steps
+        token = tl.load(order_ptr + ahead, mask=ahead < last, other=0)
+        # Tokens that one thread holds are added where they are.
+        total += tl.sum(x.to(tl.float32).reshape(TOKENS // SUMS, SUMS, PAD_D), 0)
     mean = tl.sum(total, 0) / tl.maximum(last - first, 1).to(tl.float32)
     tl.store(new_ptr + target, tl.where(last > first, mean, old), mask=columns < D)
 
@@ -171,6 +176,7 @@ def update_triton(
     PAD_D = padded_head_size(D)
     _update_kernel[(K, B * H)](
         x, order, offsets, centroids, means, *x.stride()[:3], H, S, K, D,
-        TOKENS=tokens, PAD_D=PAD_D, EVEN_D=PAD_D == D, STAGES=stages, num_warps=warps,
+        TOKENS=tokens, SUMS=min(tokens, max(1, warps * 256 // PAD_D)), PAD_D=PAD_D,
+        EVEN_D=PAD_D == D, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return means
