@@ -393,7 +393,7 @@ def test_lists_from_json_are_taken():
         ({"stale_factor": 1.0}, "must be above 1"),
         ({"frames": 2}, "order='compact'"),
         ({"frames": 0}, "at least 1"),
-        ({"blocks": (0, 16)}, "must hold a token"),
+        ({"blocks": (1, 16), "frames": 2, "order": "compact"}, "must hold a token"),
         ({"search_at": (0.2, 1.5)}, r"\[0, 1\)"),
         ({"search_at": (4,), "search_sigmas": (0.5,)}, "exclude each other"),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError, did_you_mean
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
 from vidsparse.layout import VideoLayout
+from vidsparse.methods.parameters import check_kinds
 from vidsparse.methods.state_size import tensor_bytes
 from vidsparse.plan import AttentionPlan, CallSite
 
@@ -78,6 +79,10 @@ class SparseMethod(ABC):
             raise UsageError(f"density={self.density} must lie in (0, 1]; 1 is dense attention")
         if not isinstance(self.compensate, bool):
             raise UsageError(f"compensate={self.compensate!r} must be true or false")
+        # Most methods let the user choose the size of blocks.
+        blocks = getattr(self, "blocks", None)
+        if blocks is not None and (len(blocks) != 2 or min(blocks) < 1):
+            raise UsageError(f"blocks={blocks} must be two sizes of at least 1 token")
 
     def init_state(self) -> Any:
         """Return the state of one ``state_key`` for one generation; None for none."""
@@ -178,7 +183,8 @@ def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
         parameters: field values; those not given keep their defaults.
 
     Raises:
-        UsageError: the name or a parameter is unknown, or a value is out of range.
+        UsageError: the name or a parameter is unknown, or a value is of another kind or out of
+            range.
     """
     methods = available_methods()
     if name not in methods:
@@ -194,7 +200,7 @@ def build_method(name: str, parameters: dict[str, Any]) -> SparseMethod:
                 f"it has {', '.join(known)}"
             )
     build: Callable[..., SparseMethod] = methods[name]
-    return build(**parameters)
+    return build(**check_kinds(name, methods[name], parameters))
 
 
 def check_given(method: SparseMethod, given: Collection[str]) -> None:

@@ -108,7 +108,7 @@ class Lite(SparseMethod):
             )
         if self.blocks is not None:
             object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON gives lists
-        check_cut(self.blocks, self.order, self.frames)
+        check_cut(self.order, self.frames)
         if not 0 < self.seed_density <= 1:
             raise UsageError(f"seed_density={self.seed_density} must lie in (0, 1]")
         if self.seed is not None:

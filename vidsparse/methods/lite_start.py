@@ -18,8 +18,8 @@ from vidsparse.plan import AttentionPlan
 Order = Literal["raster", "compact"]
 
 
-def check_cut(blocks: tuple[int, ...] | None, order: str, frames: int) -> None:
-    """Refuse sizes and orders that tiles cannot have.
+def check_cut(order: str, frames: int) -> None:
+    """Refuse orders that tiles cannot have.
 
     Raises:
         UsageError: one is unknown or out of range.
@@ -28,8 +28,6 @@ def check_cut(blocks: tuple[int, ...] | None, order: str, frames: int) -> None:
         raise UsageError(f"order={order!r} is unknown; use 'raster' or 'compact'")
     if frames < 1 or (frames > 1 and order == "raster"):
         raise UsageError(f"frames={frames} must be at least 1; above 1, order='compact'")
-    if blocks is not None and (len(blocks) != 2 or min(blocks) < 1):
-        raise UsageError(f"blocks={blocks} must be two sizes of at least 1 token")
 
 
 def all_tiles(
