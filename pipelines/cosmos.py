@@ -43,6 +43,7 @@ class CosmosFamily(ModelFamily):
         sparsified="attn1 of every block, condition frames as video; ControlNet untouched",
         text="none",
         head_sizes=(128,),
+        preset="svg-cosmos-14b",
     )
     time_scale = 1.0
 

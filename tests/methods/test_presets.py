@@ -45,6 +45,7 @@ def test_preset_builds_its_method_and_schedule(name):
         ("svg-wan-i2v-480p", 40, 40, 8, 1),
         ("svg-hunyuan-720p", 50, 60, 5, 1),
         ("svg-hunyuan-480p", 50, 60, 2, 0),
+        ("svg-cosmos-14b", 35, 36, 10, 1),
         ("svg2-wan-t2v-720p", 50, 40, 10, 1),
         ("svg2-wan-i2v-720p", 40, 40, 14, 1),
         ("svg2-wan-i2v-480p", 40, 40, 8, 1),
