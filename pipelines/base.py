@@ -25,14 +25,12 @@ class FamilyCard:
         text: "none", "before", "after" the video, or what else shares its sequence.
         head_sizes: D of the released models.
         preset: the bundled preset to start from; None where none was made for it.
-        gpu_shapes: what ran sparse on a GPU: heads, tokens, head size.
     """
 
     sparsified: str
     text: str
     head_sizes: tuple[int, ...]
     preset: str | None = None
-    gpu_shapes: tuple[str, ...] = ()
 
 
 class ModelFamily(ABC):

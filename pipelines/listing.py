@@ -1,21 +1,41 @@
 """What is supported, as rows: one per transformer class of diffusers."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from vidsparse import profiling
 from vidsparse.pipelines.base import ModelFamily, available_families
 from vidsparse.pipelines.not_applicable import NOT_APPLICABLE
 
+_RESULTS = Path(profiling.__file__).parent / "results"
 
-def transformer_rows() -> list[dict[str, Any]]:
-    """Return JSON values for every transformer class: first what runs, then what is refused."""
-    families = available_families().values()
+# What a row of ``vidsparse.profiling.check_families`` tells about a run on a GPU.
+_OF_A_RUN = (
+    "device", "pipeline", "heads", "tokens", "head_size", "dense_equal", "sparse_finite",
+    "density", "commit",
+)  # fmt: skip
+
+
+def transformer_rows(results: Path | None = None) -> list[dict[str, Any]]:
+    """Return JSON values for every transformer class: first what runs, then what is refused.
+
+    Args:
+        results: folder with ``families-*.json``, what ran on GPUs; by default that of this package.
+    """
+    families, runs = available_families().values(), _gpu_runs(results or _RESULTS)
     return [
-        *(_supported(family, name) for family in families for name in family.models),
+        *(_supported(family, name, runs) for family in families for name in family.models),
         *(_refused(name) for name in NOT_APPLICABLE),
     ]
 
 
-def _supported(family: ModelFamily, transformer: str) -> dict[str, Any]:
+def _gpu_runs(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("families-*.json"))
+    return [row for file in files for row in json.loads(file.read_text("utf-8"))["rows"]]
+
+
+def _supported(family: ModelFamily, transformer: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     card = family.card
     return {
         "family": family.name,
@@ -29,7 +49,11 @@ def _supported(family: ModelFamily, transformer: str) -> dict[str, Any]:
         "evidence": {
             "dense equal": _tests(family),
             "sparse": _tests(family),
-            "gpu": list(card.gpu_shapes),
+            "gpu": [
+                {name: run[name] for name in _OF_A_RUN}
+                for run in runs
+                if run["transformer"] == transformer
+            ],
         },
     }
 

@@ -114,6 +114,7 @@ def hunyuan_video15(*, image: bool = False) -> TinyPipeline:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
     )
+    pipe.set_progress_bar_config(disable=True)
     pipe.vision_num_semantic_tokens = 16
     size = {"image": picture()} if image else {"height": 64, "width": 64}
     return TinyPipeline(pipe, {**size, **_prompts15(), "num_frames": 9})

@@ -82,6 +82,7 @@ def easyanimate(*, kind: str = "") -> TinyPipeline:
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
+    pipe.set_progress_bar_config(disable=True)
     inputs = {**_embeddings(16), "num_frames": 9, "guidance_scale": 5.0}
     size = {"prompt": None, "height": 32, "width": 32}
     return TinyPipeline(pipe, {**size, **inputs})

@@ -56,7 +56,16 @@ RELEASED_SIZES = {
             "segment_frame_length": 77,
         },
     ),
-    "chronoedit": ReleasedSize(testing_wan.chronoedit, _IMAGE, {**_HD, "num_frames": 29}),
+    "chronoedit": ReleasedSize(
+        testing_wan.chronoedit,
+        _IMAGE,
+        {
+            **_HD,
+            "num_frames": 29,
+            "enable_temporal_reasoning": True,
+            "num_temporal_reasoning_steps": 2,
+        },
+    ),
     "skyreels_v2": ReleasedSize(
         testing_wan.skyreels_v2, _HEADS, {"height": 544, "width": 960, "num_frames": 97}
     ),

@@ -58,10 +58,6 @@ class WanFamily(ModelFamily):
         text="none",
         head_sizes=(128,),
         preset="svg-wan-t2v-720p",
-        gpu_shapes=(
-            "H100, attention alone: 40 heads, 75600 tokens, D 128",
-            "H100, bundled model: 6 heads, 9216 tokens, D 64",
-        ),
     )
 
     def self_attentions(self, transformer: Any) -> list[nn.Module]:

@@ -107,6 +107,23 @@ KINDS = (
         headline=True,
     ),
     Kind(
+        "families",
+        "Model families at released sizes, random weights",
+        {
+            "pipeline": "pipeline",
+            "transformer": "transformer",
+            "heads": "heads",
+            "tokens": "tokens",
+            "head_size": "D",
+            "dense_equal": "density 1 equals dense",
+            "difference": "difference",
+            "difference_float32": "in float32",
+            "density": "density",
+            "sparse_calls": "sparse calls",
+            "sparse_finite": "finite",
+        },
+    ),
+    Kind(
         "compensation",
         "What compensation costs",
         {

@@ -116,6 +116,25 @@ def test_models_lists_transformers_and_pipelines(run: Run) -> None:
     assert all(row["transformer"] in text for row in rows)
 
 
+def test_models_tells_what_ran_on_a_gpu(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {
+        "transformer": "MochiTransformer3DModel", "device": "NVIDIA H200", "heads": 4,
+        "pipeline": "MochiPipeline", "tokens": 23864, "head_size": 128, "density": 0.5,
+        "dense_equal": True, "sparse_finite": True, "commit": "abc",
+    }  # fmt: skip
+    (tmp_path / "families-h200.json").write_text(json.dumps({"meta": {}, "rows": [row]}))
+    monkeypatch.setattr("vidsparse.pipelines.listing._RESULTS", tmp_path)
+    text = run("models").out
+    _, mochi = text.split("mochi: MochiTransformer3DModel")
+    assert (
+        "on NVIDIA H200, MochiPipeline: 4 heads, 23864 tokens, D 128; "
+        "density 1 equals dense, density 0.50 is finite"
+    ) in mochi.split("motif_video:")[0]
+    assert text.count("not run on a GPU") == text.count(", supported") - 1
+
+
 def test_doctor_explains_every_kernel(run: Run) -> None:
     found = json.loads(run("doctor", "--json").out)
     kernels = {row["impl"]: row for row in found["kernels"] if row["device"] == "cpu"}

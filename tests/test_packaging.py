@@ -46,6 +46,8 @@ def test_package_data_patterns_match_files() -> None:
     assert (ROOT / "vidsparse" / "py.typed").is_file()
     assert "templates/*.j2" in data["vidsparse"]
     assert list((ROOT / "vidsparse" / "templates").glob("*.j2"))
+    # What the list of models reads of the results.
+    assert data["vidsparse.profiling"] == ["results/families-*.json"]
     held = {p for pattern in data["vidsparse.models"] for p in MODELS.glob(pattern)}
     files = {path for path in (MODELS / "tiny").rglob("*") if path.is_file()}
     assert files <= held

@@ -112,8 +112,20 @@ def _echo_transformer(row: dict[str, Any]) -> None:
     typer.echo(f"  sparse: {row['sparsified']}; text: {row['text']}")
     sizes = ", ".join(map(str, row["head_sizes"]))
     typer.echo(f"  head sizes {sizes}; preset {row['preset'] or 'none'}")
-    gpu = ", ".join(row["evidence"]["gpu"]) or "not run"
-    typer.echo(f"  tested in {row['evidence']['sparse']}; on a GPU: {gpu}")
+    typer.echo(f"  tested in {row['evidence']['sparse']}")
+    for run in row["evidence"]["gpu"]:
+        typer.echo(f"  {_gpu_line(run)}")
+    if not row["evidence"]["gpu"]:
+        typer.echo("  not run on a GPU")
+
+
+def _gpu_line(run: dict[str, Any]) -> str:
+    dense = "equals" if run["dense_equal"] else "differs from"
+    sparse = "finite" if run["sparse_finite"] else "not finite"
+    return (
+        f"on {run['device']}, {run['pipeline']}: {run['heads']} heads, {run['tokens']} tokens, "
+        f"D {run['head_size']}; density 1 {dense} dense, density {run['density']:.2f} is {sparse}"
+    )
 
 
 def _check(

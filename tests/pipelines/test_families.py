@@ -1,6 +1,7 @@
 """What holds for all families together: names, listing, and what is refused."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vidsparse.pipelines.attach import attach
 from vidsparse.pipelines.base import ModelFamily, available_families
 from vidsparse.pipelines.listing import transformer_rows
 from vidsparse.pipelines.not_applicable import NOT_APPLICABLE
+from vidsparse.profiling.check_families import is_right
 
 FAMILIES = available_families()
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,6 +60,29 @@ def test_listing_names_files_and_presets_that_exist() -> None:
         assert row["head_sizes"]
         assert row["sparsified"]
         assert row["text"]
+
+
+def test_listing_says_what_ran_on_a_gpu_by_transformer(tmp_path: Path) -> None:
+    run = {
+        "device": "NVIDIA H200", "pipeline": "WanVACEPipeline", "heads": 4, "tokens": 32760,
+        "head_size": 128, "dense_equal": True, "sparse_finite": True, "density": 0.5,
+        "commit": "abc",
+    }  # fmt: skip
+    row = {**run, "case": "wan_vace", "transformer": "WanVACETransformer3DModel"}
+    (tmp_path / "families-h200.json").write_text(json.dumps({"meta": {}, "rows": [row]}))
+    rows = {row["transformer"]: row for row in transformer_rows(tmp_path)}
+    assert rows["WanVACETransformer3DModel"]["evidence"]["gpu"] == [run]
+    assert rows["WanTransformer3DModel"]["evidence"]["gpu"] == []
+    assert "evidence" not in rows["LatteTransformer3DModel"]
+
+
+def test_what_is_kept_of_gpu_runs_is_right_and_of_transformers_that_exist() -> None:
+    files = list((ROOT / "profiling" / "results").glob("families-*.json"))
+    runs = [run for file in files for run in json.loads(file.read_text())["rows"]]
+    assert {run["transformer"] for run in runs} <= {
+        name for f in FAMILIES.values() for name in f.models
+    }
+    assert all(is_right(run) for run in runs)
 
 
 def test_inapplicable_transformer_is_refused_with_the_reason(spy: Any) -> None:
