@@ -220,7 +220,8 @@ def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c
         warpgroup_mma_wait(0, deps=[a])
 
 
-@gluon.jit
+# Lengths serve loops and comparisons: compiled once, not once per divisor.
+@gluon.jit(do_not_specialize=["S", "K", "tiles_per_head", "tiles", "steps"])
 def assign_kernel(
     x_desc, c_desc, half_desc, labels_ptr, S, K, tiles_per_head, tiles, steps, keep,
     STAGES: gl.constexpr, REGISTERS: gl.constexpr,
