@@ -21,7 +21,10 @@ Times = dict[str, float]
 def bench_phases(
     case: MethodCase, spec: str, density: float, *, device: torch.device, repeats: int = 7
 ) -> list[Row]:
-    """Time the first step of each phase of a run, over runs with fresh states.
+    """Time steps of each phase of a run, over runs with fresh states.
+
+    Phases that search are run whole, since later ones build on all their steps; of others the
+    first step stands for all.
 
     Args:
         case: shape.
@@ -42,7 +45,8 @@ def bench_phases(
     """
     method = parse_method(spec, density)
     phases = [p for p in method.phases(NUM_STEPS, FIRST_SPARSE_STEP) if p.steps]
-    steps = sorted(p.steps[0] for p in phases)
+    chosen = {p.name: p.steps if p.searches else p.steps[:1] for p in phases}
+    steps = sorted(step for some in chosen.values() for step in some)
     calls = TimedCalls(case, method, device)
     clocks: dict[int, list[Clock]] = {step: [] for step in steps}
     kept: dict[int, float] = {}
@@ -53,7 +57,10 @@ def bench_phases(
             if run >= 0:
                 clocks[step].append(clock)
             kept[step] = 1.0 if dense_or_kept is None else float(dense_or_kept)
-    times = {p.name: part_times(clocks[p.steps[0]]) for p in phases}
+    times = {
+        name: part_times([clock for step in some for clock in clocks[step]])
+        for name, some in chosen.items()
+    }
     first: Row = {"case": case.name, "method": spec, "requested_density": density}
     first["compensate"] = method.compensate
     rows = [_phase_row(first, p, kept[p.steps[0]], times[p.name]) for p in phases]

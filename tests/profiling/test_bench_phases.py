@@ -34,3 +34,10 @@ def test_phases_are_kept_apart_in_a_file(tmp_path):
         main([*options.split(), "--append"])
     phases = [row["phase"] for row in json.loads(out.read_text())["rows"]]
     assert phases == ["first search", "later search", "reuse", "run"]
+
+
+def test_a_search_of_two_steps_is_run_whole():
+    look, skip, run = bench_phases(CASES["tiny"], "lite", 0.3, device=CPU, repeats=1)
+    assert (look["steps"], look["density"]) == (2, 1)
+    assert skip["density"] == pytest.approx(0.3, abs=0.03)
+    assert run["density"] == pytest.approx((2 + 38 * skip["density"]) / 40, abs=1e-3)
