@@ -76,13 +76,10 @@ def _store_mass(parts_ptr, tile, scores, reference, scale,
 @gluon.jit
 def _next_scores(q, scores, zero, k_bufs, k_full, k_empty, stage, phase, more, parts_ptr, tile,
                  reference, scale, GROUP: gl.constexpr, GROUPS: gl.constexpr,
-                 STAGES: gl.constexpr, PART_KV: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-                 EAGER: gl.constexpr):  # fmt: skip
+                 STAGES: gl.constexpr, PART_KV: gl.constexpr,
+                 CUBIC_SHARE: gl.constexpr):  # fmt: skip
     """Multiply with the tile that lies in ``stage`` while the scores before it are weighed."""
     ahead = warpgroup_mma(q, _keys(k_bufs, stage), zero, use_acc=False, is_async=True)
-    if EAGER:
-        # Passes at once, and ends the basic block: the product is issued before any exponential.
-        mbarrier.wait(k_full.index(stage), phase)
     _store_mass(parts_ptr, tile, scores, reference, scale, GROUP, GROUPS, PART_KV, CUBIC_SHARE)
     used = stage
     stage, phase = _advance(stage, phase, STAGES)
@@ -98,7 +95,7 @@ def _next_scores(q, scores, zero, k_bufs, k_full, k_empty, stage, phase, more, p
 @gluon.jit
 def _consumer(GROUP: gl.constexpr, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr,
               first_row, tiles, limit, scale, seq_q, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-              PART_KV: gl.constexpr, CUBIC_SHARE: gl.constexpr, EAGER: gl.constexpr):  # fmt: skip
+              PART_KV: gl.constexpr, CUBIC_SHARE: gl.constexpr):  # fmt: skip
     """Weigh 64 rows against all keys."""
     ROWS: gl.constexpr = q_bufs.shape[2]
     D: gl.constexpr = q_bufs.shape[3]
@@ -127,16 +124,16 @@ def _consumer(GROUP: gl.constexpr, q_bufs, k_bufs, q_full, k_full, k_empty, lse_
         for tile in range(tiles - 1, 1, -2):
             odd, stage, phase = _next_scores(
                 q, even, zero, k_bufs, k_full, k_empty, stage, phase, True, parts_ptr, tile,
-                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER,
+                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE,
             )  # fmt: skip
             even, stage, phase = _next_scores(
                 q, odd, zero, k_bufs, k_full, k_empty, stage, phase, tile > 2, parts_ptr, tile - 1,
-                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER,
+                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE,
             )  # fmt: skip
         if tiles % 2 == 0:
             even, stage, phase = _next_scores(
                 q, even, zero, k_bufs, k_full, k_empty, stage, phase, False, parts_ptr, 1,
-                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER,
+                reference, scale, GROUP, GROUPS, STAGES, PART_KV, CUBIC_SHARE,
             )  # fmt: skip
         _store_mass(parts_ptr, 0, even, reference, scale, GROUP, GROUPS, PART_KV, CUBIC_SHARE)
 
@@ -161,7 +158,7 @@ def mass_kernel(
     q_desc, k_desc, lse_ptr, parts_ptr, only_ptr, scale, seq_q, seq_kv, tiles_per_head, block_q,
     num_q_blocks,
     PART_KV: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
-    CUBIC_SHARE: gl.constexpr, EAGER: gl.constexpr, ONLY: gl.constexpr,
+    CUBIC_SHARE: gl.constexpr, ONLY: gl.constexpr,
 ):  # fmt: skip
     """One CTA weighs GROUPS x 64 queries of one head against all of its keys."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
@@ -191,14 +188,14 @@ def mass_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER)),  # noqa: E501
-            (_consumer, (1, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER)),  # noqa: E501
+            (_consumer, (0, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE)),  # noqa: E501
+            (_consumer, (1, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE)),  # noqa: E501
             (_producer, (q_desc, k_desc, q_bufs, k_bufs, q_full, k_full, k_empty, head, first_row, tiles, GROUPS, STAGES)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER)),  # noqa: E501
-            (_consumer, (1, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER)),  # noqa: E501
-            (_consumer, (2, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE, EAGER)),  # noqa: E501
+            (_consumer, (0, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE)),  # noqa: E501
+            (_consumer, (1, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE)),  # noqa: E501
+            (_consumer, (2, q_bufs, k_bufs, q_full, k_full, k_empty, lse_ptr, parts_ptr, first_row, tiles, limit, scale, seq_q, GROUPS, STAGES, PART_KV, CUBIC_SHARE)),  # noqa: E501
             (_producer, (q_desc, k_desc, q_bufs, k_bufs, q_full, k_full, k_empty, head, first_row, tiles, GROUPS, STAGES)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

@@ -25,11 +25,15 @@ _ASSIGN = (
 _UPDATE = ((64, 4, 1), (32, 4, 3), (64, 4, 3), (32, 2, 3), (64, 8, 3), (32, 8, 4), (16, 2, 4))
 _MASS = ((2, 128), (3, 128), (3, 64), (2, 64))
 _MASS_GLUON = tuple(
-    MassConfig(*cta, cubic, eager)
-    for cta, cubic, eager in itertools.product(
-        ((2, 128, 4, 240, 168), (3, 128, 4, 160, 128), (3, 64, 8, 160, 128)),
+    MassConfig(*cta, cubic)
+    for cta, cubic in itertools.product(
+        (
+            (2, 128, 4, 240, 168),
+            (3, 128, 3, 160, 128),
+            (3, 128, 4, 160, 128),
+            (3, 64, 8, 160, 128),
+        ),
         (0, 4, 8),
-        (False, True),
     )
 )
 

@@ -28,9 +28,9 @@ SHAPES = [
     (1, 2, 400, 300, 128, 192, 192),
 ]
 CONFIGS = [
-    MassConfig(groups, tile_kv, stages, registers, budget, cubic, eager)
+    MassConfig(groups, tile_kv, stages, registers, budget, cubic)
     for groups, registers, budget in ((2, 240, 168), (3, 160, 128))
-    for tile_kv, stages, cubic, eager in ((128, 2, 0, True), (128, 4, 4, False), (64, 3, 8, False))
+    for tile_kv, stages, cubic in ((128, 2, 0), (128, 4, 4), (64, 3, 8))
 ]
 # 2^x by the cubic is off by 1e-4; logits, products of D terms in float32, by 1e-5 for those below
 # 30 here, and the sums of float32 weights by less. Masses below the floor are flushed.
