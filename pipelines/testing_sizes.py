@@ -202,9 +202,10 @@ def with_inputs_like(tiny: TinyPipeline, example: torch.Tensor) -> TinyPipeline:
 
 
 def _cast(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Do as ``from_pretrained`` does: some modules stay in float32."""
-    model.to(dtype)
+    """Do as ``from_pretrained`` does: some parameters stay in float32."""
+    # diffusers' own ``to`` warns of what is put right here.
+    torch.nn.Module.to(model, dtype)
     precise = getattr(model, "_keep_in_fp32_modules", None) or ()
-    for name, module in model.named_modules():
+    for name, parameter in model.named_parameters():
         if any(part in precise for part in name.split(".")):
-            module.to(torch.float32)
+            parameter.data = parameter.data.float()
