@@ -31,3 +31,6 @@ def test_stages_of_the_pyramid_are_generations_on_growing_grids(
     places = zip(family.spy.sites, family.spy.layouts, strict=True)
     assert {(s.generation, o.height) for s, o in places} == {(0, 2), (1, 4), (2, 8)}
     family.check_marker()
+    # Of the first stage history has nearly all tokens, and those are kept.
+    family.check_sparse({"height": 384, "width": 384}, density=0.998)
+    family.check_disabled()

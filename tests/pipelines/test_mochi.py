@@ -1,9 +1,11 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import vidsparse
+from vidsparse.layout import VideoLayout
 from vidsparse.pipelines import testing
 from vidsparse.pipelines.attach import attach
 from vidsparse.pipelines.testing import TinyPipeline
@@ -15,6 +17,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast")
 @pytest.fixture(scope="module")
 def tiny() -> TinyPipeline:
     return testing.mochi()
+
+
+def test_contract(tiny: TinyPipeline, contract: Callable[..., Any]) -> None:
+    family = contract(tiny)
+    # The row of the empty prompt comes first: </s> alone is valid.
+    assert family.check_dense() == VideoLayout(2, 2, 2, text_after=1)
+    family.check_marker()
+    family.check_sparse({"height": 192, "width": 192})
+    family.check_disabled()
 
 
 def test_dense_run_is_bit_identical(tiny: TinyPipeline, spy: Any) -> None:
