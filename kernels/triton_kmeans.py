@@ -15,8 +15,8 @@ from vidsparse.kernels.triton_sort import sort_by_label_triton
 # Fastest on an H100 of `python -m vidsparse.profiling.tune_parts --heads 40`, with 1000 clusters.
 # (tokens, clusters, warps, stages) of a program that assigns.
 ASSIGN = (64, 128, 4, 2)
-# (tokens per step, warps, stages) of a program that averages; (16, 2, 4) is as fast at 40 heads
-# and slower at 8.
+# (tokens per step, warps, stages) of a program that averages, the fastest when each token had sums
+# of its own. TODO: tune once a GPU runs tune_parts; one stage takes 67 registers of one warp.
 UPDATE = (32, 2, 3)
 
 

@@ -155,7 +155,7 @@ def test_bf16_kmeans_on_the_gpu_is_right_deterministic_and_never_waits(
 def test_hopper_assignment_is_nearest(
     gpu_generator: torch.Generator, S: int, K: int, D: int, clusters: int
 ) -> None:
-    from vidsparse.kernels.hopper_kmeans import ASSIGN_GLUON, assign_gluon, can_assign_gluon
+    from vidsparse.kernels.hopper_kmeans import AssignConfig, assign_gluon, can_assign_gluon
     from vidsparse.kernels.triton_kmeans import round_centroids
 
     x, centroids = (torch.randn(2, 3, n, D, generator=gpu_generator, device="cuda") for n in (S, K))
@@ -165,7 +165,8 @@ def test_hopper_assignment_is_nearest(
     # Shifted heads: all scores positive, or all negative.
     centroids += torch.tensor([0.0, 0.3, 3.0], device="cuda")[:, None, None]
     rounded, half_norms = round_centroids(centroids, x.dtype)
-    labels = assign_gluon(x, rounded, half_norms, ASSIGN_GLUON[clusters]).long()
+    config = AssignConfig(clusters, 512 // clusters, 240, 168)
+    labels = assign_gluon(x, rounded, half_norms, config).long()
     assert int(labels.min()) >= 0
     assert int(labels.max()) < K
     c = rounded.double()
