@@ -97,7 +97,7 @@ def block_sparse_attention(
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
     if impl is Impl.AUTO:
-        impl = _choose(q, k, v, mask, moved)
+        impl = _choose(q, k, v, mask)
     else:
         reasons = unsupported_reasons(impl, q, k, v, mask)
         if reasons:
@@ -120,17 +120,11 @@ def unsupported_reasons(
     return []
 
 
-def _choose(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask | RaggedBlockMask,
-    moved: MovedHeads | None,
-) -> Impl:
+def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
     candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
     if q.device.type == "cpu":
         candidates = [Impl.TORCH]
-    elif triton_is_faster(q.shape[-1], mask) and moved is None:
+    elif triton_is_faster(q.shape[-1], mask):
         candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
