@@ -196,7 +196,9 @@ def quality_overview(folder: Path = RESULTS) -> str:
         row
         for path in sorted(folder.glob("quality-*.json"))
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
-        if row["grid"] == _OVERVIEW_GRID and row["psnr"] is not None
+        if row["grid"] == _OVERVIEW_GRID
+        and row["psnr"] is not None
+        and row["requested_density"] in _OVERVIEW_DENSITIES
     ]
     densities = [d for d in _OVERVIEW_DENSITIES if any(r["requested_density"] == d for r in rows)]
     found = {(r["method"], r["clips"], r["requested_density"]): r for r in rows}

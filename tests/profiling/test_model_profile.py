@@ -47,13 +47,15 @@ def test_ceiling_is_amdahls(warm_up, density, speedup):
 
 
 def test_ceiling_is_what_was_measured_on_large_models():
-    file = Path(__file__).parents[2] / "profiling" / "results" / "model-h100.json"
-    rows = [r for r in json.loads(file.read_text())["rows"] if r["shape"].startswith("wan")]
+    file = Path(__file__).parents[2] / "profiling" / "results" / "model-h200.json"
+    rows = [r for r in json.loads(file.read_text())["rows"] if "8bit" not in r["method"]]
     assert rows
     for row in rows:
-        share, density = row["attention_share"], row["density"]
-        assert row["step_speedup"] == pytest.approx(ceiling(share, density, 0.0), rel=0.02)
-        assert row["e2e_speedup_50"] == pytest.approx(ceiling(share, density, 0.2), rel=0.02)
+        # What a density would take if kernels took that share of the time, no more and no less.
+        share, density = row["attention_share"], 1 / row["attention_speedup"]
+        # The rest of a step is timed anew, beside other kernels: by 3 % at most.
+        assert row["step_speedup"] == pytest.approx(ceiling(share, density, 0.0), rel=0.04)
+        assert row["e2e_speedup_50"] == pytest.approx(ceiling(share, density, 0.2), rel=0.04)
 
 
 def test_ceiling_without_attention_or_sparsity_is_one():
