@@ -1,0 +1,45 @@
+"""What the compiler makes of the Gluon kernels, without a GPU."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compile_hopper.py")
+_BARRIER = re.compile(r"SYNCS\.EXCH\.64 URZ, \[UR\d+\+0x([0-9a-f]+)\]")
+_STORE = re.compile(r"\bSTS(?:\.(\d+))? \[UR\d+\+0x([0-9a-f]+)\]")
+
+
+def overlaps(code: str) -> set[int]:
+    """Return the barriers of 8 bytes that stores at fixed places of shared memory hit."""
+    barriers = {int(place, 16) for place in _BARRIER.findall(code)}
+    stores = [(int(place, 16), int(bits or 32) // 8) for bits, place in _STORE.findall(code)]
+    assert barriers
+    assert stores
+    return {b for b in barriers for place, size in stores if place < b + 8 and b < place + size}
+
+
+def test_an_overlap_is_found() -> None:
+    code = "@!UP1 SYNCS.EXCH.64 URZ, [UR8+0x100], UR4 ; STS.64 [UR8+0xfc], R2 ; STS [UR8+0x10c], R4"
+    assert overlaps(code) == {0x100}
+    assert not overlaps(code.replace("0xfc", "0xf8"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs triton's compiler")
+def test_no_argument_of_a_partition_lies_where_a_barrier_was_initialised() -> None:
+    """Nothing orders such a store after the initialisation: a pointer would be a barrier's state.
+
+    The compiler takes the memory of barriers that nobody waits for.
+    """
+    pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+    names = ["plain", "means", "moved", "ragged"]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SCRIPT), *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, code in json.loads(done.stdout).items():
+        assert not overlaps(code), name
