@@ -138,6 +138,28 @@ KINDS = (
         },
     ),
     Kind(
+        "tune",
+        "A tuned preset on held-out prompts, beside every method's defaults at equal time",
+        {
+            "case": "case",
+            "setting": "setting",
+            "grid": "grid",
+            "num_steps": "steps",
+            "clips": "clips",
+            "density": "density",
+            "speedup": "speed-up of denoising",
+            "predicted_speedup": "predicted",
+            "psnr": "PSNR (dB)",
+            "psnr_low": "from",
+            "psnr_high": "to",
+            "gain_db": "tuned preset's gain (dB)",
+            "gain_low": "gain from",
+            "gain_high": "gain to",
+            "meets": "meets the target",
+            "same_preset": "same after kill -9",
+        },
+    ),
+    Kind(
         "statistics",
         "What reporting on tiles while attending costs",
         {
