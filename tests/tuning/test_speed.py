@@ -121,3 +121,29 @@ def test_searching_steps_are_timed_and_counted_apart():
     assert made.predict(Candidate("x", adaspa.config(0.3, None))) == pytest.approx(expected)
     # A share of all steps searches, so a short run alone would say too much.
     assert expected / 20 < sum(cost[kind] for kind in kinds) / 6
+
+
+def test_a_short_run_that_other_work_disturbed_is_timed_again():
+    runs = []
+
+    def run(config, steps):
+        runs.append(config.parameters["density"])
+        # Something else had the machine in the first run of all.
+        slow = 9.0 if len(runs) == 1 else 0.0
+        return [0.3 + config.parameters["density"] + slow] * steps
+
+    times = time_variant(SVG, run, (0.2, 0.4))
+    assert runs == [0.2, 0.4, 0.2, 0.4]
+    assert times.step(0.2) == pytest.approx(0.5)
+    assert times.step(0.4) == pytest.approx(0.7)
+
+
+def test_a_run_as_expected_is_timed_once():
+    runs = []
+
+    def run(config, steps):
+        runs.append(steps)
+        return [0.3 + config.parameters["density"]] * steps
+
+    time_variant(SVG, run, (0.2, 0.4))
+    assert runs == [SHORT_STEPS] * 2
