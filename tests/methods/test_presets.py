@@ -128,11 +128,14 @@ def test_a_density_over_a_preset_that_ignores_it_is_refused_until_its_rule_is_of
 
 
 TINY = [name for name in preset_names() if name.startswith("tiny-")]
+SWEPT = [name for name in TINY if "profiling/results/" in (SparseConfig.load(name).note or "")]
+TUNED = [name for name in TINY if name not in SWEPT]
 RESULTS = Path(__file__).parents[2] / "profiling" / "results"
 
 
 def test_there_are_measured_presets_for_the_bundled_model():
-    assert TINY
+    assert SWEPT
+    assert TUNED
     assert all(SparseConfig.load(name).status == "measured" for name in TINY)
 
 
@@ -145,7 +148,26 @@ def test_measured_presets_are_for_the_bundled_model(name):
     assert not differences(SparseConfig.load(name).model, model_of(transformer))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TUNED)
+def test_tuned_presets_say_what_the_results_say(name):
+    config = SparseConfig.load(name)
+    found = config.measured
+    rows = [
+        row
+        for file in RESULTS.glob("tune-*.json")
+        for row in json.loads(file.read_text())["rows"]
+        if row["case"] == "tuned" and row["setting"] in config.note
+    ]
+    (row,) = rows
+    assert row["target"] in config.note
+    assert row["meets"]
+    assert found.psnr >= found.target["min_psnr"]
+    for key in ("psnr", "speedup", "predicted_speedup", "density", "overall_density"):
+        assert getattr(found, key) == pytest.approx(row[key], abs=1e-3)
+    assert found.psnr_interval == pytest.approx([row["psnr_low"], row["psnr_high"]], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SWEPT)
 def test_measured_presets_say_what_the_results_say(name):
     config = SparseConfig.load(name)
     file = RESULTS / re.search(r"profiling/results/(\S+\.json)", config.note)[1]
@@ -168,7 +190,7 @@ def test_measured_presets_say_what_the_results_say(name):
     assert min(row["psnr_per_clip"]) < low < found.psnr < high < max(row["psnr_per_clip"])
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", SWEPT)
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_measured_presets_keep_a_fifth_of_any_number_of_steps_dense(name, steps):
     # The bundled model's scheduler shifts by 4.

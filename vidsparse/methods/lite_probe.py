@@ -90,7 +90,7 @@ class LiteProbe(SparseMethod):
     segment: int = field(kw_only=True)
     settled: dict[Place, float] = field(default_factory=dict, compare=False)
     trials: dict[Place, tuple[Trial, ...]] = field(default_factory=dict, compare=False)
-    blocks: set[tuple[int, int]] = field(default_factory=set, compare=False)
+    tile_sizes: set[tuple[int, int]] = field(default_factory=set, compare=False)
     num_layers: dict[str, int] = field(default_factory=dict, compare=False)
 
     def init_state(self) -> ProbeState:
@@ -121,10 +121,10 @@ class LiteProbe(SparseMethod):
         Raises:
             UsageError: no call was sparse, or the tiles were of several sizes.
         """
-        if len(self.blocks) != 1:
+        if len(self.tile_sizes) != 1:
             raise UsageError(
-                f"tiles of {len(self.blocks)} sizes were seen; calibrate with one size of videos, "
-                "and leave some steps sparse (dense_steps below 1, at least 256 tokens)"
+                f"tiles of {len(self.tile_sizes)} sizes were seen; calibrate with one size of "
+                "videos, and leave some steps sparse (dense_steps below 1, at least 256 tokens)"
             )
         keep_all = KEEP_ALL[self.lite.criterion]
         layers = {
@@ -134,7 +134,7 @@ class LiteProbe(SparseMethod):
             )
             for name, count in self.num_layers.items()
         }
-        (blocks,) = self.blocks
+        (blocks,) = self.tile_sizes
         return ThresholdTable(self.lite.criterion, blocks, layers, target_error)
 
     def _try(
@@ -179,7 +179,7 @@ class LiteProbe(SparseMethod):
         output = _attend(q, k, v, plan)
         method.observe(output, plan, site, state)
         if state.tiles is not None:
-            self.blocks.add(state.tiles.blocks)
+            self.tile_sizes.add(state.tiles.blocks)
         out = output.out if plan.q_order is None else restore_tokens(output.out, plan.q_order)
         return plan, out
 
