@@ -108,6 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
     options = parser.parse_args(arguments)
+    for name in ("heads", "tokens", "head_size", "repeats"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
     device = torch.device(options.device)
     command = module_command("vidsparse.profiling.bench_statistics")
     keep = RowFile(options.out, run_meta(device, command), append=options.append)

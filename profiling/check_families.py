@@ -1,7 +1,7 @@
 """Run each model family on a GPU: random weights, the head size and the video of a released model.
 
-``python -m vidsparse.profiling.check_families --out families-h200.json`` takes a minute or two.
-``vidsparse models`` shows what is in ``profiling/results/families-*.json``.
+``python -m vidsparse.profiling.check_families --out families-h200.json``; ``vidsparse models``
+shows what is in ``profiling/results/families-*.json``.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line; 1 when something is not as it should be."""
+    """Run from the command line; 1 when something is not as it should be, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m vidsparse.profiling.check_families")
     parser.add_argument("--cases", default=",".join(RELEASED_SIZES), help="by default all")
     parser.add_argument("--density", type=float, default=0.5, help="of the sparse runs")
@@ -143,10 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
     options = parser.parse_args(arguments)
+    names = options.cases.split(",")
+    unknown = sorted(set(names) - set(RELEASED_SIZES))
+    if unknown:
+        print_error(f"error: unknown case {', '.join(unknown)}; use {', '.join(RELEASED_SIZES)}")
+        return 2
     meta = run_meta(options.device, module_command("vidsparse.profiling.check_families"))
     keep = RowFile(options.out, meta, append=options.append)
     wrong = 0
-    for name in options.cases.split(","):
+    for name in names:
         try:
             row = check_family(name, options.device, density=options.density)
         # What fails in one family must not hide what the others do.

@@ -179,6 +179,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if (options.killed is None) != (options.replayed is None):
             raise UsageError("--killed and --replayed belong together")
+        if not (options.tune / "preset.toml").is_file():
+            raise UsageError(
+                f"{options.tune} holds no preset.toml; give the --out of vidsparse tune"
+            )
         _run(options)
     except VidsparseError as error:
         print_error(f"error: {error}")
@@ -216,8 +220,9 @@ def _run(options: argparse.Namespace) -> None:
 
 def _found_rows(options: argparse.Namespace, preset: Path) -> Iterator[Row]:
     report = options.tune / "tune.json"
-    # Missing where tuning was cut off after it wrote the preset.
-    if report.is_file():
+    if not report.is_file():
+        print_error(f"{report} is missing: tuning was cut off after it wrote the preset")
+    else:
         yield from tune_rows(json.loads(report.read_text(encoding="utf-8")), options.model)
     if options.killed is not None:
         yield resume_row(options.killed, options.tune / "journal.jsonl", preset, options.replayed)

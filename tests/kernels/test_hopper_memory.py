@@ -36,7 +36,7 @@ def test_no_argument_of_a_partition_lies_where_a_barrier_was_initialised() -> No
     The compiler takes the memory of barriers that nobody waits for.
     """
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-    names = ["plain", "means", "moved", "ragged"]
+    names = ["plain", "statistics", "means", "moved", "ragged"]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, str(SCRIPT), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from vidsparse.profiling.bench_statistics import main
 
 
@@ -19,3 +21,10 @@ def test_rows_hold_each_density_and_statistic(tmp_path: Path) -> None:
     assert abs(plain[0]["over_linear"]) < 1e-3
     densities = [row["density"] for row in plain]
     assert densities == sorted(densities, reverse=True)
+
+
+def test_sizes_below_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--heads", "0", "--device", "cpu"])
+    assert left.value.code == 2
+    assert "--heads 0 must be at least 1" in capsys.readouterr().err

@@ -67,3 +67,8 @@ def test_one_family_that_fails_hides_no_other(
     assert "mochi failed: RuntimeError: out of memory" in capsys.readouterr().err
     assert [each["case"] for each in json.loads(out.read_text())["rows"]] == ["wan"]
     assert main(["--device", "cpu", "--cases", "wan"]) == 0
+
+
+def test_an_unknown_case_is_refused(capsys):
+    assert main(["--cases", "wan,nosuch", "--device", "cpu"]) == 2
+    assert "unknown case nosuch; use wan" in capsys.readouterr().err

@@ -119,3 +119,12 @@ def test_command_writes_a_results_file(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["case"] for row in rows] == ["tuned", "defaults", "defaults", "resume"]
     assert all(row["device"] for row in rows)
+
+
+def test_what_tune_did_not_write_is_told(tmp_path, capsys):
+    words = ["--tune", str(tmp_path), "--device", "cpu"]
+    assert main(words) == 2
+    assert "holds no preset.toml" in capsys.readouterr().err
+    (tmp_path / "preset.toml").write_text("")
+    assert main(words) == 0
+    assert "tune.json is missing" in capsys.readouterr().err

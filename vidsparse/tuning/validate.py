@@ -20,7 +20,7 @@ from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
 
-# Shares by which times may differ and still count as equal: what clips of one setting vary by.
+# Share by which times may differ and still count as equal.
 EQUAL_TIME = 0.03
 
 
