@@ -114,8 +114,6 @@ class Compensated(SparseMethod):
             raise UsageError(f"anchor_every={self.anchor_every} must be at least 0, which is never")
         if self.frames is not None and self.frames < 1:
             raise UsageError(f"frames={self.frames} must be at least 1, or None")
-        if self.blocks is not None and (len(self.blocks) != 2 or min(self.blocks) < 1):
-            raise UsageError(f"blocks={self.blocks} must be (query, key) tokens, each at least 1")
 
     def init_state(self) -> Anchor | None:
         """Return an anchor that was never set, or None."""
