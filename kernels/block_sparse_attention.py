@@ -13,7 +13,7 @@ from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
 from vidsparse.kernels.backends import Impl, why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
-from vidsparse.kernels.launch import triton_config, triton_is_faster
+from vidsparse.kernels.launch import triton_config
 from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.permute import permute_tokens, restore_tokens
 from vidsparse.kernels.reference import attention_reference
@@ -124,8 +124,6 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) 
     candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
     if q.device.type == "cpu":
         candidates = [Impl.TORCH]
-    elif triton_is_faster(q.shape[-1], mask):
-        candidates = [Impl.TRITON, Impl.TORCH]
     refused: list[str] = []
     for impl in candidates:
         reasons = unsupported_reasons(impl, q, k, v, mask)

@@ -7,8 +7,6 @@ from functools import cache
 
 import torch
 
-from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
-
 
 @dataclass(frozen=True)
 class LaunchConfig:
@@ -65,20 +63,6 @@ def block_sizes(device: torch.device | str, D: int) -> tuple[int, int]:
     if arch == "sm90":
         return (128, 128)
     return (128, 64)
-
-
-def triton_is_faster(D: int, mask: BlockMask | RaggedBlockMask) -> bool:
-    """Tell whether plain Triton beats the Gluon kernels: for small heads and blocks of 128 rows.
-
-    H200, `bench --case small-d64 --case cogvideox1.5-d64-128`: 1.00 and 0.95 of ideal against 0.84
-    and 0.86. With one warpgroup a CTA Gluon reached 1.01 and 1.04.
-    """
-    # TODO: take CTAs of one warpgroup once sweeps ran with them on a GPU: with a barrier that was
-    # initialised for nothing, in memory that the partitions' arguments lie in, they ended in an
-    # illegal memory access.
-    if isinstance(mask, RaggedBlockMask) or padded_head_size(D) > 64:
-        return False
-    return mask.block_q % 128 == 0 and mask.block_q % 192 != 0 and mask.block_kv % 128 == 0
 
 
 def padded_head_size(D: int) -> int:

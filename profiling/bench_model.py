@@ -131,21 +131,29 @@ class ModelBench:
         shape: what to build.
         device: where.
         num_layers: blocks built; None for all of them.
+        compiler: backend of ``torch.compile`` for the blocks, dense and sparse alike; None runs
+            them as they are.
 
     Raises:
-        UsageError: the memory does not suffice; nothing was allocated then.
+        UsageError: the memory does not suffice, and nothing was allocated then; or the blocks
+            cannot be compiled one by one.
     """
 
     shape: ModelShape
     device: torch.device
     num_layers: int | None = None
+    compiler: str | None = None
 
     def __post_init__(self) -> None:
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         if self.num_layers is not None:
             self.shape = with_layers(self.shape, self.num_layers)
+        if self.compiler is not None:
+            check_compilable(self.shape)
         check_memory(self.shape, self.device, self.dtype)
         self.model: Any = self.shape.build(self.device, self.dtype)
+        if self.compiler is not None:
+            self.model.compile_repeated_blocks(fullgraph=True, backend=self.compiler)
         self.inputs = self.shape.inputs(self.shape, self.model, Maker(self.device, self.dtype))
 
     def rows(
@@ -175,7 +183,12 @@ class ModelBench:
                 except UsageError as error:
                     on_skip(f"{self.shape.name}, {spec} at density {density}: {error}")
                     continue
-                yield {**row, "dense_peak_gb": dense_peak, "dense_backend": backend}
+                yield {
+                    **row,
+                    "dense_peak_gb": dense_peak,
+                    "dense_backend": backend,
+                    "compiled": self.compiler is not None,
+                }
 
     def _measure(self, spec: str, density: float, rounds: int) -> Row:
         attention = self._attention(spec, density)
@@ -352,6 +365,21 @@ def with_layers(shape: ModelShape, num_layers: int) -> ModelShape:
     return replace(shape, config=config, layers=num_layers)
 
 
+def check_compilable(shape: ModelShape) -> None:
+    """Refuse a shape whose class does not name its repeated blocks.
+
+    Raises:
+        UsageError: there are none.
+    """
+    import diffusers
+
+    if not getattr(diffusers, shape.transformer)._repeated_blocks:
+        raise UsageError(
+            f"diffusers' {shape.transformer} names no repeated blocks to compile; "
+            f"time {shape.name} without --compile"
+        )
+
+
 def check_memory(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a shape that does not fit.
 
@@ -373,6 +401,11 @@ def check_memory(shape: ModelShape, device: torch.device, dtype: torch.dtype) ->
         )
 
 
+def compiler_of(compiled: bool) -> str | None:
+    """Name the compiler that ``--compile`` stands for."""
+    return "inductor" if compiled else None
+
+
 def _first(backend: SDPBackend) -> list[SDPBackend]:
     """Put a backend before those that take what it refuses, as cross-attention masks."""
     rest = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -387,6 +420,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--density", type=float, default=0.25)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the blocks, dense and sparse alike"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--append", action="store_true", help="keep the rows --out already has")
@@ -395,7 +431,9 @@ def main(arguments: list[str] | None = None) -> int:
     command = module_command("vidsparse.profiling.bench_model")
     keep = RowFile(options.out, run_meta(device, command), append=options.append)
     try:
-        bench = ModelBench(find_shape(options.shape), device, options.layers)
+        bench = ModelBench(
+            find_shape(options.shape), device, options.layers, compiler_of(options.compile)
+        )
         for row in bench.rows(
             options.methods.split(","),
             options.density,

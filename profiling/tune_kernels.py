@@ -50,6 +50,7 @@ GLUON: dict[int, tuple[GluonConfig, ...]] = {
         GluonConfig(1, 128, 2, False, 232, 128),
         GluonConfig(1, 128, 2, False, 232, 128, 8),
         GluonConfig(1, 128, 2, False, 232, 128, 8, fixed=True),
+        GluonConfig(1, 128, 3, False, 232, 128, 8, fixed=True),
     ),
 }
 # Variable blocks: keys per chunk and CTA shape.

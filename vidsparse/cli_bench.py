@@ -112,13 +112,16 @@ def model(
         int | None, typer.Option(help="Build only so many blocks, to save time and memory.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the blocks, dense and sparse alike.")
+    ] = False,
     device: common.Device = "auto",
     json: common.JsonFlag = False,
     out: Out = None,
 ) -> None:
     """Time denoising steps of a released transformer with random weights, beside dense."""
     from vidsparse.loading import pick_device
-    from vidsparse.profiling.bench_model import ModelBench
+    from vidsparse.profiling.bench_model import ModelBench, compiler_of
     from vidsparse.profiling.method_spec import parse_method
     from vidsparse.profiling.model_shapes import find_shape
 
@@ -127,7 +130,7 @@ def model(
     for name in chosen:
         parse_method(name.partition("@")[0], density)
     found = find_shape(shape or ("wan2.1-1.3b-480p" if where.type == "cuda" else "tiny-cpu"))
-    timed = ModelBench(found, where, layers)
+    timed = ModelBench(found, where, layers, compiler_of(compiled))
     with common.progress_bars(quiet=json) as bars:
         rows = []
         for row in timed.rows(chosen, density, rounds=rounds, on_skip=common.note):

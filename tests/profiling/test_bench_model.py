@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from vidsparse.attention import dense_attention
 from vidsparse.errors import UsageError
@@ -98,6 +99,22 @@ def test_a_row_adds_up_and_reports_every_part(tmp_path, capsys):
     assert row["step_speedup"] == pytest.approx(row["dense_ms"] / row["step_ms"], rel=1e-2)
     ceiling = 1 / (1 - row["attention_share"] * (1 - row["density"]))
     assert row["amdahl_fraction"] == pytest.approx(row["step_speedup"] / ceiling, rel=1e-2)
+
+
+def test_compiled_blocks_are_one_graph_for_dense_and_sparse_steps():
+    torch.compiler.reset()
+    counters.clear()
+    bench = ModelBench(find_shape("tiny-cpu"), CPU, compiler="eager")
+    (row,) = bench.rows(["draft"], 0.25)
+    assert row["compiled"]
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch.compiler.reset()
+
+
+def test_blocks_that_diffusers_does_not_name_are_not_compiled():
+    with pytest.raises(UsageError, match=r"names no repeated blocks.*without --compile"):
+        ModelBench(find_shape("mochi"), torch.device("cuda"), compiler="inductor")
 
 
 def test_dense_attention_beside_padding_text_sees_real_tokens_only():
