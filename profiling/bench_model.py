@@ -153,7 +153,8 @@ class ModelBench:
         check_memory(self.shape, self.device, self.dtype)
         self.model: Any = self.shape.build(self.device, self.dtype)
         if self.compiler is not None:
-            self.model.compile_repeated_blocks(fullgraph=True, backend=self.compiler)
+            compile_blocks: Any = self.model.compile_repeated_blocks
+            compile_blocks(fullgraph=True, backend=self.compiler)
         self.inputs = self.shape.inputs(self.shape, self.model, Maker(self.device, self.dtype))
 
     def rows(
