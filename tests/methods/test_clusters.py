@@ -5,13 +5,7 @@ import torch
 
 from vidsparse.errors import UsageError
 from vidsparse.methods.budget import shared_top_k
-from vidsparse.methods.clusters import (
-    keep_top_p,
-    log_cluster_mass,
-    log_key_weight,
-    tile_centroids,
-    tile_edges,
-)
+from vidsparse.methods.clusters import keep_top_p, log_cluster_mass, log_key_weight
 
 
 def tensor(rows):
@@ -41,20 +35,6 @@ def test_mass_is_weighted_by_cluster_size():
     q, k = tensor([[1.0]]), tensor([[1.0], [0.0], [0.0]])
     mass = log_cluster_mass(q, k, tensor([1, 10, 100]), scale=1.0).exp()
     torch.testing.assert_close(mass, tensor([[0.02412, 0.08872, 0.88717]]), atol=6e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("tokens", "tile"), [(40, 8), (37, 16), (5, 8), (8, 8)])
-def test_centroids_of_tiles_are_means_over_their_tokens(tokens, tile):
-    generator = torch.Generator().manual_seed(tokens)
-    centroids = torch.randn(2, 3, 6, 4, generator=generator)
-    labels = torch.randint(0, 5, (2, 3, tokens), generator=generator).sort(-1).values
-    sizes = torch.nn.functional.one_hot(labels, 6).sum(2, dtype=torch.int32)
-    assert not sizes[..., 5].any()
-    of_token = centroids.gather(2, labels[..., None].expand(-1, -1, -1, 4))
-    expected = torch.stack([part.mean(2) for part in of_token.split(tile, 2)], 2)
-    found = tile_centroids(centroids, sizes, tokens, tile)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    assert tile_edges(tokens, tile, sizes.device)[-1] == tokens
 
 
 Q_CENTROIDS = tensor([[2.0, 0, 0, 0], [0, 2.0, 0, 0]])

@@ -65,10 +65,9 @@ def masked_dense(q, k, v, plan):
 @pytest.mark.parametrize("layout", [VIDEO, WITH_TEXT])
 @pytest.mark.parametrize("density", [0.35, 0.6, 0.9])
 @pytest.mark.parametrize("heads", ["shared", "equal"])
-@pytest.mark.parametrize("q_tiles", [False, True])
-def test_realised_density_is_the_requested_one(layout, density, heads, q_tiles):
+def test_realised_density_is_the_requested_one(layout, density, heads):
     q, k, _ = qkv(layout)
-    method = replace(SMALL, density=density, k_clusters=40, heads=heads, q_tiles=q_tiles)
+    method = replace(SMALL, density=density, k_clusters=40, heads=heads)
     assert float(plan(method, q, k, layout).density()) == pytest.approx(density, abs=0.01)
 
 
@@ -97,26 +96,9 @@ def test_orders_are_independent_permutations_of_the_video(layout):
     assert not made.q_order.equal(made.kv_order)
 
 
-def test_query_tiles_are_full_and_choose_what_their_clusters_would():
-    # Two kinds of queries and keys, each of which attends to its own.
-    q, k, _ = grouped(VIDEO, groups=2)
-    made = plan(replace(SMALL, q_clusters=2, k_clusters=2, q_tiles=True, density=0.5), q, k, VIDEO)
-    sizes = made.mask.q_offsets.diff()[0, 0]
-    assert sizes.tolist() == [64] * 6 + [396 - 6 * 64]
-    whole = plan(replace(SMALL, q_clusters=2, k_clusters=2, density=0.5), q, k, VIDEO)
-    assert made.q_order.equal(whole.q_order)
-    # Tiles that lie in one cluster keep what it keeps.
-    border = int(whole.mask.q_offsets[0, 0, 1])
-    tokens, of_clusters = made.mask.token_mask()[0, 0], whole.mask.token_mask()[0, 0]
-    assert tokens[: border // 64 * 64].equal(of_clusters[: border // 64 * 64])
-    rest = -(-border // 64) * 64
-    assert tokens[rest:].equal(of_clusters[rest:])
-
-
-@pytest.mark.parametrize("q_tiles", [False, True])
-def test_output_is_attention_under_the_mask(q_tiles):
+def test_output_is_attention_under_the_mask():
     q, k, v = qkv(WITH_TEXT)
-    made = plan(replace(SMALL, q_tiles=q_tiles), q, k, WITH_TEXT)
+    made = plan(SMALL, q, k, WITH_TEXT)
     expected, mask = masked_dense(q, k, v, made)
     torch.testing.assert_close(run_plan(q, k, v, made).out, expected, atol=1e-5, rtol=1e-4)
     assert float(made.density()) == pytest.approx(mask.double().mean().item(), abs=1e-6)

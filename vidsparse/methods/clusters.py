@@ -24,31 +24,6 @@ def spread_tokens(x: Tensor, count: int) -> Tensor:
     return x.index_select(2, first[:-1] + offset.long())
 
 
-def tile_centroids(centroids: Tensor, sizes: Tensor, tokens: int, tile: int) -> Tensor:
-    """Average centroids over tiles of tokens that are sorted by cluster.
-
-    Args:
-        centroids: (B, H, N, D), any floating dtype.
-        sizes: (B, H, N) integer tokens per cluster, ``tokens`` in all.
-        tokens: S.
-        tile: tokens per tile; the last one may be shorter.
-
-    Returns:
-        (B, H, ceil(S / tile), D) float32.
-    """
-    ends = sizes.cumsum(-1).unsqueeze(-2)
-    edges = tile_edges(tokens, tile, sizes.device).unsqueeze(-1)
-    last = torch.minimum(ends, edges[1:])
-    shared = last - torch.maximum(ends - sizes.unsqueeze(-2), edges[:-1])
-    return shared.clamp_(min=0).float() @ centroids.float() / edges.diff(dim=0)
-
-
-def tile_edges(tokens: int, tile: int, device: torch.device) -> Tensor:
-    """Return the (T + 1,) int32 borders of equal tiles of tokens."""
-    count = -(-tokens // tile)
-    return (torch.arange(count + 1, dtype=torch.int32, device=device) * tile).clamp_(max=tokens)
-
-
 def log_cluster_mass(
     q_centroids: Tensor, k_centroids: Tensor, k_sizes: Tensor, *, scale: float | None = None
 ) -> Tensor:

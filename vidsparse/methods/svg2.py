@@ -10,7 +10,6 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import RaggedBlockMask
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.launch import block_sizes
 from vidsparse.kernels.permute import sort_by_label
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
@@ -20,8 +19,6 @@ from vidsparse.methods.clusters import (
     log_cluster_mass,
     log_key_weight,
     spread_tokens,
-    tile_centroids,
-    tile_edges,
 )
 from vidsparse.methods.finite_check import FiniteCheck
 from vidsparse.plan import AttentionPlan, CallSite
@@ -76,9 +73,6 @@ class Svg2(SparseMethod):
             of a layer compete for one, "rows" gives every query cluster the same number of keys.
         q_clusters: query clusters; None chooses from the number of video tokens.
         k_clusters: key clusters; None chooses from the number of video tokens.
-        q_tiles: let tiles of queries, sorted by cluster, choose instead of whole clusters. The last
-            tile of a cluster is seldom full, so attention takes less time; a tile that holds
-            several clusters chooses for their mean.
         first_iterations: k-means iterations at a layer's first sparse step, at least 1.
         iterations: k-means iterations at later steps, which start from the step before; at least 1.
         refresh_every: steps a plan serves, at least 1.
@@ -101,7 +95,6 @@ class Svg2(SparseMethod):
     heads: Heads = "equal"
     q_clusters: int | None = None
     k_clusters: int | None = None
-    q_tiles: bool = False
     first_iterations: int = 20
     iterations: int = 2
     refresh_every: int = 1
@@ -190,15 +183,8 @@ class Svg2(SparseMethod):
         state.q_centroids = q_clusters.centroids.to(q.dtype)
         state.k_centroids = k_clusters.centroids.to(k.dtype)
         self._watch(site, state, q_clusters.centroids, k_clusters.centroids)
-        q_centroids, q_sizes = q_clusters.centroids, q_clusters.sizes
-        if self.q_tiles:
-            tokens, (tile, _) = layout.video_tokens, block_sizes(q.device, q.shape[-1])
-            q_centroids = tile_centroids(q_centroids, q_sizes, tokens, tile)
-            q_sizes = tile_edges(tokens, tile, q.device).diff().expand(*q.shape[:2], -1)
-        mask = self._choose(q_centroids, q_sizes, k_clusters, layout)
-        orders = _full_order(q_clusters, layout), _full_order(k_clusters, layout)
-        sizes = _full_sizes(q_sizes, layout), _full_sizes(k_clusters.sizes, layout)
-        return _cluster_plan(mask, orders, sizes, layout)
+        mask = self._choose(q_clusters, k_clusters, layout)
+        return _cluster_plan(mask, q_clusters, k_clusters, layout)
 
     def _watch(self, site: CallSite, state: Svg2State, *centroids: Tensor) -> None:
         # A pending answer is kept: the GPU may lag several steps behind.
@@ -212,15 +198,13 @@ class Svg2(SparseMethod):
             return kmeans(x, count, iterations=self.first_iterations, init=spread_tokens(x, count))
         return kmeans(x, count, iterations=self.iterations, init=warm)
 
-    def _choose(
-        self, q_centroids: Tensor, q_sizes: Tensor, k: Clusters, layout: VideoLayout
-    ) -> Tensor:
-        log_mass = log_cluster_mass(q_centroids, k.centroids, k.sizes)
+    def _choose(self, q: Clusters, k: Clusters, layout: VideoLayout) -> Tensor:
+        log_mass = log_cluster_mass(q.centroids, k.centroids, k.sizes)
         if self.top_p is not None:
             return keep_top_p(log_mass, self.top_p, min_ratio=self.min_ratio)
         budget = Budget(_BUDGETS[self.heads], video_density(self.density, layout))
         weight = log_key_weight(log_mass, k.sizes)
-        return budget.select(weight, None, q_sizes.long(), k.sizes.long())
+        return budget.select(weight, None, q.sizes.long(), k.sizes.long())
 
 
 def video_density(density: float, layout: VideoLayout) -> float:
@@ -246,15 +230,15 @@ def _checked_count(field: str, asked: int | None, default: int, tokens: int) -> 
     return asked
 
 
-def _cluster_plan(
-    mask: Tensor, orders: tuple[Tensor, Tensor], sizes: tuple[Tensor, Tensor], layout: VideoLayout
-) -> AttentionPlan:
-    """Join (B, H, Nq, Nk) kept blocks and the text, one block each side, to a plan."""
+def _cluster_plan(mask: Tensor, q: Clusters, k: Clusters, layout: VideoLayout) -> AttentionPlan:
+    """Join (B, H, Nq, Nk) kept clusters and the text, one block each side, to a plan."""
+    q_order, k_order = (_full_order(c, layout) for c in (q, k))
     before, after = int(layout.text_before > 0), int(layout.text_after > 0)
     mask = torch.nn.functional.pad(mask, (before, after, before, after), value=True)
     S = layout.num_tokens
-    ragged = RaggedBlockMask.from_sizes(mask, *sizes, seq_q=S, seq_kv=S)
-    return AttentionPlan(mask=ragged, q_order=orders[0], kv_order=orders[1])
+    q_sizes, k_sizes = (_full_sizes(c.sizes, layout) for c in (q, k))
+    ragged = RaggedBlockMask.from_sizes(mask, q_sizes, k_sizes, seq_q=S, seq_kv=S)
+    return AttentionPlan(mask=ragged, q_order=q_order, kv_order=k_order)
 
 
 def _full_order(clusters: Clusters, layout: VideoLayout) -> Tensor:
