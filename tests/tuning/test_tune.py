@@ -58,8 +58,26 @@ def test_search_finds_the_fastest_settings_with_few_clips(psnr):
     exact = brute_force(lab, psnr, warm_ups=(0.2, 0.1, 0.3, 0.0))
     # Finer densities than those of the ladders may still be found.
     assert 0.9 * exact <= best.seconds <= exact / (1 - WORTHWHILE)
-    # Each of 12 arms has 8 or 9 rungs: 200 clips in all. Half clips count too.
+    # Each of 12 arms has 8 or 9 rungs: 200 clips in all. Clips of the screening count too.
     assert sum(entry.startswith("trial") for entry in lab.log) <= 38
+
+
+class _MisleadingLab(FakeLab):
+    """Half-way the weakest variant is nearest to the dense latents."""
+
+    def trial(self, config, scene, doomed=None):
+        made = super().trial(config, scene)
+        return dataclasses.replace(
+            made, checks=tuple((step, 1 / error) for step, error in made.checks)
+        )
+
+
+def test_variants_are_chosen_by_how_their_clips_end():
+    found = search(_MisleadingLab(), keep=1)
+    assert found.run().outcome.candidate.config.method == "svg2"
+    assert found.scout.screening[0][0] == "svg2"
+    room = [left for _, left in found.scout.screening]
+    assert room == sorted(room, reverse=True)
 
 
 def test_budgets_by_layer_win_where_they_are_better():

@@ -76,8 +76,8 @@ def predict_cost(
     methods_left = len({variant.method for variant in variants})
     keep = min(keep, methods_left)
     rungs = max(len(variant.densities) for variant in variants)
-    # Every method is timed at two densities and generates half a clip; its defaults may too.
-    scouting = methods_left * (2 * SHORT_STEPS / steps + 0.5)
+    # Every method is timed at two densities and generates a clip; its defaults may too.
+    scouting = methods_left * (2 * SHORT_STEPS / steps + 1)
     fixed = clips + 2 + scouting + 2 * held_out
     arms = keep * len(WARM_UPS)
     bisection = math.ceil(math.log2(rungs + 1))

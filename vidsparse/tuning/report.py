@@ -42,7 +42,7 @@ class TuneReport:
         defaults: every method's defaults at the preset's time, on the same scenes.
         outcomes: of all candidates generated.
         ranking: variants by output error.
-        screening: variants by latent error half-way, at equal predicted time.
+        screening: variants by the room a clip leaves to the target, at equal predicted time.
         skipped: what was not tried, and why.
         floor_psnr: between dense clips that differ in rounding only, in dB.
         dense_seconds: of denoising a clip.

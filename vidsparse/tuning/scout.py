@@ -1,4 +1,4 @@
-"""What is learnt before any candidate is generated in full: errors, times, half clips."""
+"""What is learnt before the search: errors of single calls, times, a clip of each variant."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Scout:
         say: told about each result, one line.
         skipped: what cannot run here, and why.
         ranking: (variant, mean output error) from the statistics, best first.
-        screening: (variant, latent error half-way) at equal predicted time, best first.
+        screening: (variant, room left to the target) of a clip at equal predicted time, best first.
         sigmas: noise level of each step.
         tokens: of an attention call.
         speed: predicts times; None before ``learn``.
@@ -151,41 +151,42 @@ class Scout:
         return times.as_dict()
 
     def _screened(self, variants: Sequence[Variant]) -> list[Variant]:
-        """Generate half a clip with each at equal predicted time; order by latent error.
+        """Generate a clip with each at equal predicted time; order by how near they end.
 
-        Output errors of single calls say little about how errors add up over steps: a method with
-        more error that stays the same from step to step may end nearer.
+        Neither output errors of single calls nor latents half-way tell that.
         """
         sigma = warm_up_sigma(self.sigmas, SCREEN_WARM_UP)
-        model = self._speed()
+        model, target = self._speed(), self.settings.target
         made = [Candidate("", v.config(SCREEN_DENSITY, sigma)) for v in variants]
         seconds = median(model.predict_raw(each) or math.inf for each in made)
-        errors: list[tuple[float, Variant]] = []
+        room: list[tuple[float, Variant]] = []
         for variant in variants:
             density = model.density_for(variant, seconds, sigma)
-            error = self._half_clip(Candidate(variant.label, variant.config(density, sigma)))
-            if error is not None:
-                errors.append((error, variant))
+            candidate = Candidate(variant.label, variant.config(density, sigma))
+            trial = self._clip(candidate)
+            if trial.scores is not None and trial.seconds is not None:
+                room.append((target.slack(trial.scores), variant))
+                model.learn(candidate, trial.seconds)
                 self.say(
-                    f"half a clip: {variant.label} at density {density:.3f} has latent error "
-                    f"{error:.5f}"
+                    f"a clip: {variant.label} at density {density:.3f} ends at {trial.scores} "
+                    f"after {trial.seconds:.2f} s"
                 )
-        errors.sort(key=lambda row: row[0])
-        self.screening = [(variant.label, error) for error, variant in errors]
-        return [variant for _, variant in errors] or list(variants)
+        room.sort(key=lambda row: -row[0])
+        self.screening = [(variant.label, left) for left, variant in room]
+        return [variant for _, variant in room] or list(variants)
 
-    def _half_clip(self, candidate: Candidate) -> float | None:
+    def _clip(self, candidate: Candidate) -> Trial:
         trial = Trial.from_dict(
-            self.journal.once(f"half {candidate.key}", partial(self._stopped, candidate))
+            self.journal.once(f"screen {candidate.key}", partial(self._made, candidate))
         )
         if trial.refused is not None:
             self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
-        return trial.checks[0][1] if trial.checks else None
+        return trial
 
-    def _stopped(self, candidate: Candidate) -> dict[str, Any]:
+    def _made(self, candidate: Candidate) -> dict[str, Any]:
         scene = self.settings.tuning[0]
         try:
-            return self.lab.trial(candidate.config, scene, lambda step, error: True).as_dict()
+            return self.lab.trial(candidate.config, scene).as_dict()
         except UsageError as error:
             return Trial(None, None, refused=str(error)).as_dict()
 
