@@ -74,8 +74,9 @@ class _MisleadingLab(FakeLab):
 
 def test_variants_are_chosen_by_how_their_clips_end():
     found = search(_MisleadingLab(), keep=1)
-    assert found.run().outcome.candidate.config.method == "svg2"
-    assert found.scout.screening[0][0] == "svg2"
+    # SVG2 is stronger at equal density; planning costs it more than that.
+    assert found.run().outcome.candidate.config.method == "draft"
+    assert [label for label, _ in found.scout.screening][::2] == ["draft", "svg"]
     room = [left for _, left in found.scout.screening]
     assert room == sorted(room, reverse=True)
 
