@@ -428,6 +428,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         for PHASE in gl.static_range(2 if MEANS else 1):
             begin = gl.maximum(list_tiles, 1) if PHASE == 1 else 1
             end = tiles if PHASE == 1 else list_tiles
+            if PHASE == 1:
+                # One tile ahead, here and below: its latency hides behind products.
+                first_mean = gl.maximum(gl.minimum(begin, tiles - 1) - list_tiles, 0)
+                bias = _mean_bias(bias_ptr, first_mean, TILE_KV, SCORES)
             for done in range(begin, end):
                 if PINGPONG:
                     mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
@@ -444,8 +448,6 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                         # The tile before: its reduction hides behind the products just issued.
                         _store_statistic(stats_ptr, list_tiles - done, pending, GROUP, GROUPS,
                                          WARPS, STATS)  # fmt: skip
-                if PHASE == 1:
-                    bias = _mean_bias(bias_ptr, done - list_tiles, TILE_KV, SCORES)
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(k_empty.index(k_stage), count=1)
                 if PHASE == 1:
@@ -469,6 +471,9 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                             pending = _row_statistic(
                                 tile_max, tile_sum, row_max, row_sum, reference, STATS
                             )
+                if PHASE == 1:
+                    next_mean = gl.minimum(done + 1, tiles - 1) - list_tiles
+                    bias = _mean_bias(bias_ptr, next_mean, TILE_KV, SCORES)
                 used_stage = v_stage
                 v_stage = k_stage
                 v_phase = k_phase
