@@ -20,87 +20,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-
-@gluon.jit
-def _advance(stage, phase, STAGES: gl.constexpr):
-    stage += 1
-    if stage == STAGES:
-        stage = 0
-        phase ^= 1
-    return stage, phase
-
-
-@gluon.jit
-def _listed_rows(index_ptr, tile, count, seq, CHUNK: gl.constexpr, BOXES: gl.constexpr):
-    """First key rows of the boxes of one tile."""
-    rows = ()
-    for box in gl.static_range(BOXES):
-        slot = tile * BOXES + box
-        row = gl.load(index_ptr + gl.minimum(slot, count - 1)) * CHUNK
-        # Past the end of the list: a box outside the tensor is filled with zeros.
-        rows = rows + (gl.where(slot < count, row, seq),)  # noqa: RUF005
-    return rows
-
-
-@gluon.jit
-def _load_boxes(desc, full, buffers, stage, head, rows):
-    """Fill one stage with boxes that start at ``rows``; one mbarrier counts all bytes."""
-    CHUNK: gl.constexpr = desc.block_type.shape[1]
-    BOXES: gl.constexpr = buffers.shape[2] // CHUNK
-    mbarrier.expect(full.index(stage), BOXES * desc.block_type.nbytes)
-    for box in gl.static_range(BOXES):
-        tma.async_copy_global_to_shared(
-            desc, [head, rows[box], 0], full.index(stage),
-            buffers.index(stage).slice(box * CHUNK, CHUNK, dim=1),
-        )  # fmt: skip
-
-
-_PREFETCH = gl.constexpr("prefetch.global.L2 [$1]; mov.b32 $0, 0;")
-
-
-@gluon.jit
-def _prefetch(ptr, count):
-    """Bring ``count`` floats to L2; called by a single warp."""
-    lanes = gl.arange(0, 32, layout=gl.BlockedLayout([1], [32], [1], [0]))
-    for start in range(0, count, 1024):
-        line = ptr + gl.minimum(start + lanes * 32, count - 1)
-        gl.inline_asm_elementwise(
-            _PREFETCH, "=r,l", [line.to(gl.int64)], dtype=gl.int32, is_pure=False, pack=1
-        )
-
-
-@gluon.jit
-def _load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr, head,
-                tiles, stage, phase, STAGES: gl.constexpr):  # fmt: skip
-    """Go on with tiles of block means, first to last."""
-    # Consumers read the bias of a tile of means where they would not wait for anything else.
-    _prefetch(bias_ptr, tiles * k_bufs.shape[2])
-    for tile in range(0, tiles):
-        rows = (tile * k_bufs.shape[2],)
-        mbarrier.wait(k_empty.index(stage), phase)
-        _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
-        mbarrier.wait(v_empty.index(stage), phase)
-        _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-        stage, phase = _advance(stage, phase, STAGES)
-
-
-@gluon.jit
-def _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, index_ptr, head,
-                 count, tiles, seq_kv, CHUNK: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
-    """Fill the rings with the tiles of a list, last to first."""
-    BOXES: gl.constexpr = k_bufs.shape[2] // CHUNK
-    stage = 0
-    # Waiting for the phase before the first one passes at once.
-    phase = 1
-    for done in range(0, tiles):
-        # Read before waiting: the list's latency then hides behind the wait.
-        rows = _listed_rows(index_ptr, tiles - 1 - done, count, seq_kv, CHUNK, BOXES)
-        mbarrier.wait(k_empty.index(stage), phase)
-        _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
-        mbarrier.wait(v_empty.index(stage), phase)
-        _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-        stage, phase = _advance(stage, phase, STAGES)
-    return stage, phase
+from vidsparse.kernels.gluon_rings import (
+    advance,
+    keys_of,
+    load_listed,
+    load_means,
+    release_tiles,
+    values_of,
+)
+from vidsparse.kernels.gluon_softmax import (
+    fixed_softmax,
+    online_softmax,
+    pack_weights,
+    thread_sums,
+    unpack_weights,
+)
 
 
 @gluon.jit
@@ -113,10 +47,10 @@ def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_
     if MOVED:
         # Consumers gather their own queries.
         if gl.load(moved_ptr + head) != 0:
-            _load_listed(k_moved, v_moved, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
+            load_listed(k_moved, v_moved, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
                          index_ptr, head, count, tiles, seq_kv, CHUNK, STAGES)  # fmt: skip
         else:
-            _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
+            load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
                          index_ptr, head, count, tiles, seq_kv, CHUNK, STAGES)  # fmt: skip
     elif tiles + mean_tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
@@ -124,108 +58,12 @@ def _producer(q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_
             tma.async_copy_global_to_shared(
                 q_desc, [head, first_row + group * ROWS, 0], q_full, q_bufs.index(group)
             )
-        stage, phase = _load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full,
+        stage, phase = load_listed(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full,
                                     v_empty, index_ptr, head, count, tiles, seq_kv, CHUNK,
                                     STAGES)  # fmt: skip
         if MEANS:
-            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
+            load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
                         head, mean_tiles, stage, phase, STAGES)  # fmt: skip
-
-
-# 2^x of one x below 128 without the special-function unit: x = n + r, a cubic in r, n added to the
-# exponent. Relative error 1e-4, a fortieth of what rounding weights to bfloat16 costs.
-_CUBIC_EXP2 = """
-    max.NaN.f32 r, $IN, 0fC2FE0000;
-    min.NaN.f32 r, r, 0f42FFFFFF;
-    add.f32 n, r, 0f4B400000;
-    sub.f32 p, n, 0f4B400000;
-    sub.f32 r, r, p;
-    fma.rn.f32 p, r, 0f3D615111, 0f3E78062A;
-    fma.rn.f32 p, p, r, 0f3F317AFD;
-    fma.rn.f32 p, p, r, 0f3F800000;
-    mov.b32 i, n;
-    shl.b32 i, i, 23;
-    mov.b32 j, p;
-    add.s32 j, i, j;
-    mov.b32 $OUT, j;
-"""
-
-
-def _mixed_exp2(share: int) -> str:
-    """Return PTX for ``share`` exponentials, the last of them by the cubic."""
-    lines = [f"ex2.approx.ftz.f32 ${i}, ${i + share};" for i in range(share - 1)]
-    last = _CUBIC_EXP2.replace("$OUT", f"${share - 1}").replace("$IN", f"${2 * share - 1}")
-    return "{ .reg .f32 r, n, p; .reg .b32 i, j;" + "".join(lines) + last + "}"
-
-
-_EXP2_OF_4 = gl.constexpr(_mixed_exp2(4))
-_EXP2_OF_8 = gl.constexpr(_mixed_exp2(8))
-_FLOATS_4 = gl.constexpr(",".join(["=f"] * 4 + ["f"] * 4))
-_FLOATS_8 = gl.constexpr(",".join(["=f"] * 8 + ["f"] * 8))
-
-
-_ROUND_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
-_ROUND_F16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
-
-
-@gluon.jit
-def _exp2(x, CUBIC_SHARE: gl.constexpr):
-    """Take 2^x; every CUBIC_SHARE-th element on the FMA units, which the others leave idle."""
-    if CUBIC_SHARE == 4:
-        return gl.inline_asm_elementwise(
-            _EXP2_OF_4, _FLOATS_4, [x], dtype=gl.float32, is_pure=True, pack=4
-        )
-    if CUBIC_SHARE == 8:
-        return gl.inline_asm_elementwise(
-            _EXP2_OF_8, _FLOATS_8, [x], dtype=gl.float32, is_pure=True, pack=8
-        )
-    return gl.exp2(x)
-
-
-@gluon.jit
-def _softmax(scores, row_max, row_sum, scale, CUBIC_SHARE: gl.constexpr):
-    """Fold one tile into the running maximum and sum, both in scaled base-2 units."""
-    tile_max = gl.max(scores, axis=1) * scale
-    new_max = gl.maximum(row_max, tile_max)
-    decay = gl.exp2(row_max - new_max)
-    weights = _exp2(scores * scale - gl.expand_dims(new_max, 1), CUBIC_SHARE)
-    tile_sum = gl.sum(weights, axis=1)
-    return weights, decay, new_max, row_sum * decay + tile_sum, tile_max, tile_sum
-
-
-@gluon.jit
-def _thread_sums(weights):
-    """Sum what each thread holds of a row: 8 columns of sums, whose threads never had to meet."""
-    ROWS: gl.constexpr = weights.shape[0]
-    KEYS: gl.constexpr = weights.shape[1]
-    return gl.sum(gl.reshape(weights, [ROWS, KEYS // 8, 8]), axis=1)
-
-
-@gluon.jit
-def _fixed_softmax(scores, row_max, scale, CUBIC_SHARE: gl.constexpr):
-    """Weigh one tile against the maximum of the first tile."""
-    weights = _exp2(scores * scale - gl.expand_dims(row_max, 1), CUBIC_SHARE)
-    return weights, _thread_sums(weights)
-
-
-@gluon.jit
-def _pack_weights(p, dtype: gl.constexpr):
-    """Round pairs of weights into one int32: carried as halves they cost two more instructions."""
-    ROWS: gl.constexpr = p.shape[0]
-    KEYS: gl.constexpr = p.shape[1]
-    ROUND: gl.constexpr = _ROUND_BF16 if dtype == gl.bfloat16 else _ROUND_F16
-    low, high = p.reshape([ROWS, KEYS // 2, 2]).split()
-    return gl.inline_asm_elementwise(
-        ROUND, "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
-def _unpack_weights(w, dtype: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
-                    WEIGHTS: gl.constexpr):  # fmt: skip
-    """Name packed weights as an operand, without instructions."""
-    x = gl.join(w.to(gl.int16), (w >> 16).to(gl.int16)).reshape([ROWS, KEYS])
-    return gl.convert_layout(x.to(dtype, bitcast=True), WEIGHTS, assert_trivial=True)
 
 
 @gluon.jit
@@ -261,33 +99,6 @@ def _store_statistic(stats_ptr, tile, rows, GROUP: gl.constexpr, GROUPS: gl.cons
     value = gl.max(rows, axis=1) if STATS == 2 else gl.sum(rows, axis=1)
     warps = gl.arange(0, WARPS, layout=value.type.layout)
     gl.store(stats_ptr + (tile * GROUPS + GROUP) * WARPS + warps, value)
-
-
-@gluon.jit
-def _keys(k_bufs, stage):
-    TILE_KV: gl.constexpr = k_bufs.shape[2]
-    D: gl.constexpr = k_bufs.shape[3]
-    return k_bufs.index(stage).reshape([TILE_KV, D]).permute((1, 0))
-
-
-@gluon.jit
-def _values(v_bufs, stage):
-    TILE_KV: gl.constexpr = v_bufs.shape[2]
-    D: gl.constexpr = v_bufs.shape[3]
-    return v_bufs.index(stage).reshape([TILE_KV, D])
-
-
-@gluon.jit
-def _release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES: gl.constexpr):
-    """Stand in for a warpgroup without rows: free every stage as it fills."""
-    stage = 0
-    phase = 0
-    for _ in range(0, tiles):
-        mbarrier.wait(k_full.index(stage), phase)
-        mbarrier.arrive(k_empty.index(stage), count=1)
-        mbarrier.wait(v_full.index(stage), phase)
-        mbarrier.arrive(v_empty.index(stage), count=1)
-        stage, phase = _advance(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -328,14 +139,14 @@ def _tokens_at(order_ptr, positions, end, seq):
 
 
 @gluon.jit
-def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full,
-              v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr, limit,
-              scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s,
-              head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
-              BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-              PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
-              STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
-              MOVED: gl.constexpr):  # fmt: skip
+def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty,
+                v_full, v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr,
+                limit, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s,
+                head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
+                BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
+                PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
+                STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,
+                MOVED: gl.constexpr):  # fmt: skip
     """Attend 64 rows to the list, then to the means of skipped blocks.
 
     For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps. FIXED takes the first
@@ -372,7 +183,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
     if RAGGED:
         chunk_tiles = (count + BOXES - 1) // BOXES
         if first_row + GROUP * ROWS >= end_row:
-            _release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES)
+            release_tiles(k_full, k_empty, v_full, v_empty, tiles, STAGES)
             tiles = 0
     if tiles > 0:
         if MOVED:
@@ -387,7 +198,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
         else:
             mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
-        s = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
+        s = warpgroup_mma(q, keys_of(k_bufs, 0), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
         if MEANS:  # noqa: SIM102
@@ -401,13 +212,13 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
             if limit < TILE_KV:
                 column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
                 s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
-        p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+        p, decay, row_max, row_sum, tile_max, tile_sum = online_softmax(
             s, row_max, row_sum, scale, CUBIC_SHARE
         )
         first_max = row_max
         first_sum = row_sum
         if FIXED:
-            sums = _thread_sums(p)
+            sums = thread_sums(p)
             SUM_ROW: gl.constexpr = gl.SliceLayout(1, sums.type.layout)
         if STATS:
             if FIXED:
@@ -417,7 +228,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 pending = sums * share
             else:
                 pending = _row_statistic(tile_max, tile_sum, row_max, row_sum, reference, STATS)
-        packed = _pack_weights(p, dtype)
+        packed = pack_weights(p, dtype)
         k_stage = 1 if STAGES > 1 else 0
         k_phase = 0 if STAGES > 1 else 1
         v_stage = 0
@@ -436,11 +247,11 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 if PINGPONG:
                     mbarrier.wait(turn.index(GROUP), (done - 1) & 1)
                 s_next = warpgroup_mma(
-                    q, _keys(k_bufs, k_stage), zero, use_acc=False, is_async=True
+                    q, keys_of(k_bufs, k_stage), zero, use_acc=False, is_async=True
                 )
                 mbarrier.wait(v_full.index(v_stage), v_phase)
-                p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
-                acc_next = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
+                p16 = unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
+                acc_next = warpgroup_mma(p16, values_of(v_bufs, v_stage), acc, is_async=True)
                 if PINGPONG:
                     mbarrier.arrive(turn.index((GROUP + 1) % GROUPS), count=1)
                 if STATS:  # noqa: SIM102
@@ -457,10 +268,10 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                         lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
                         s = _drop_keys(s, lengths, BOXES, SCORES)
                 if FIXED:
-                    p, tile_sums = _fixed_softmax(s, row_max, scale, CUBIC_SHARE)
+                    p, tile_sums = fixed_softmax(s, row_max, scale, CUBIC_SHARE)
                     sums += tile_sums
                 else:
-                    p, decay, row_max, row_sum, tile_max, tile_sum = _softmax(
+                    p, decay, row_max, row_sum, tile_max, tile_sum = online_softmax(
                         s, row_max, row_sum, scale, CUBIC_SHARE
                     )
                 if STATS:  # noqa: SIM102
@@ -477,7 +288,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 used_stage = v_stage
                 v_stage = k_stage
                 v_phase = k_phase
-                k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+                k_stage, k_phase = advance(k_stage, k_phase, STAGES)
                 # Waiting for the next K tile here, not at the top, is deliberate: the spin loop
                 # ends the basic block, without it ptxas hoists the wait for PV above the
                 # exponentials.
@@ -488,7 +299,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                 if not FIXED:
                     acc_decay = gl.convert_layout(decay, ACC_ROW, assert_trivial=True)
                     acc = acc * gl.expand_dims(acc_decay, 1)
-                packed = _pack_weights(p, dtype)
+                packed = pack_weights(p, dtype)
             if STATS:  # noqa: SIM102
                 if PHASE == 0:  # noqa: SIM102
                     if list_tiles > 0:
@@ -502,8 +313,8 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_ful
                             _store_statistic(stats_ptr, list_tiles - 1, pending, GROUP, GROUPS,
                                              WARPS, STATS)  # fmt: skip
         mbarrier.wait(v_full.index(v_stage), v_phase)
-        p16 = _unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
-        acc = warpgroup_mma(p16, _values(v_bufs, v_stage), acc, is_async=True)
+        p16 = unpack_weights(packed, dtype, ROWS, TILE_KV, WEIGHTS)
+        acc = warpgroup_mma(p16, values_of(v_bufs, v_stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
         if FIXED:
             row_sum = gl.convert_layout(gl.sum(sums, axis=1), SCORE_ROW, assert_trivial=True)
@@ -610,19 +421,19 @@ def attention_kernel(
     # The tuples must be written out: constants are lost when they pass through a variable.
     if GROUPS == 1:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [1], [24])  # fmt: skip
     elif GROUPS == 2:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [4, 1], [REGISTERS, 24])  # fmt: skip
     else:
         gl.warp_specialize([
-            (_consumer, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
-            (_consumer, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
-            (_consumer, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (0, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (1, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
+            (attend_rows, (2, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, turn, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, limit, scale, seq_q, index_ptr, count, 0, seq_q, out_stride_h, out_stride_s, head_size, q_ptr, q_stride_s, q_order_ptr, stats_lse_ptr, stats_ptr, BOXES, GROUPS, STAGES, PINGPONG, False, CUBIC_SHARE, STATS, MEANS, FIXED, MOVED)),  # noqa: E501
             (_producer, (q_desc, k_desc, v_desc, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, index_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, moved_ptr, k_moved, v_moved, CHUNK, GROUPS, STAGES, MEANS, MOVED)),  # noqa: E501
         ], [4, 4, 1], [REGISTERS, REGISTERS, 24])  # fmt: skip

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.gluon_attention import _advance, _keys, _listed_rows, _load_boxes
+from vidsparse.kernels.gluon_rings import advance, keys_of, listed_rows, load_boxes
 
 # 2^23 + 2^22 as a float; its bits plus a small integer are the bits of the sum.
 _MAGIC = gl.constexpr(12582912.0)
@@ -62,12 +62,12 @@ def _producer(q_desc, k_desc, v_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_
         phase = 1
         for done in range(0, tiles):
             # Past the end of the keys, padding included, a box is filled with zeros.
-            rows = _listed_rows(index_ptr, tiles - 1 - done, count, padded_kv, CHUNK, BOXES)
+            rows = listed_rows(index_ptr, tiles - 1 - done, count, padded_kv, CHUNK, BOXES)
             mbarrier.wait(k_empty.index(stage), phase)
-            _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
+            load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
             mbarrier.wait(v_empty.index(stage), phase)
             _load_value_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-            stage, phase = _advance(stage, phase, STAGES)
+            stage, phase = advance(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -204,7 +204,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_ful
     if tiles > 0:
         mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
-        s = warpgroup_mma(q, _keys(k_bufs, 0), no_scores, use_acc=False, is_async=True)
+        s = warpgroup_mma(q, keys_of(k_bufs, 0), no_scores, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
         first = _scale_boxes(s, k_scale_ptr, index_ptr, tiles - 1, count, BOXES, SCORES)
@@ -221,7 +221,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_ful
             mbarrier.wait(k_full.index(k_stage), k_phase)
         for done in range(1, tiles):
             s_next = warpgroup_mma(
-                q, _keys(k_bufs, k_stage), no_scores, use_acc=False, is_async=True
+                q, keys_of(k_bufs, k_stage), no_scores, use_acc=False, is_async=True
             )
             mbarrier.wait(v_full.index(v_stage), v_phase)
             p8 = _unpack_weights(packed, ROWS, TILE_KV, WEIGHTS)
@@ -241,7 +241,7 @@ def _consumer(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, o_bufs, q_ful
             used_stage = v_stage
             v_stage = k_stage
             v_phase = k_phase
-            k_stage, k_phase = _advance(k_stage, k_phase, STAGES)
+            k_stage, k_phase = advance(k_stage, k_phase, STAGES)
             # Ends the basic block: without it ptxas waits for values before the exponentials.
             if done + 1 < tiles:
                 mbarrier.wait(k_full.index(k_stage), k_phase)

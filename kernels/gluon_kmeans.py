@@ -20,7 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.gluon_attention import _advance, _keys, _unpack_weights
+from vidsparse.kernels.gluon_rings import advance, keys_of
+from vidsparse.kernels.gluon_softmax import unpack_weights
 
 
 @gluon.jit
@@ -55,7 +56,7 @@ def _producer(x_desc, c_desc, half_desc, x_bufs, c_bufs, half_bufs, x_full, x_em
             tma.async_copy_global_to_shared(
                 half_desc, [head, step * COLUMNS], c_full.index(stage), half_bufs.index(stage)
             )
-            stage, phase = _advance(stage, phase, STAGES)
+            stage, phase = advance(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -76,9 +77,9 @@ def _multiply(x, c_bufs, stage, SCORES: gl.constexpr, TOKENS: gl.constexpr):
     ROWS: gl.constexpr = x.shape[0]
     COLUMNS: gl.constexpr = c_bufs.shape[2]
     D: gl.constexpr = c_bufs.shape[3]
-    x = _unpack_weights(x, c_bufs.dtype, ROWS, D, TOKENS)
+    x = unpack_weights(x, c_bufs.dtype, ROWS, D, TOKENS)
     zero = gl.zeros([ROWS, COLUMNS], gl.float32, SCORES)
-    return warpgroup_mma(x, _keys(c_bufs, stage), zero, use_acc=False, is_async=True)
+    return warpgroup_mma(x, keys_of(c_bufs, stage), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -186,7 +187,7 @@ def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c
                 floor_a, best_a, step_a = _compare(a, half, floor_a, best_a, step_a, step, keep)
                 step_a = _settle(step_a)
                 used = stage
-                stage, phase = _advance(stage, phase, STAGES)
+                stage, phase = advance(stage, phase, STAGES)
                 mbarrier.wait(c_full.index(stage), phase)
                 b = warpgroup_mma_wait(0, deps=[b])
                 a = _multiply(x_a, c_bufs, stage, SCORES, TOKENS)
@@ -199,7 +200,7 @@ def _consumer(GROUP: gl.constexpr, x_bufs, c_bufs, half_bufs, x_full, x_empty, c
             floor_a, best_a, step_a = _compare(a, half, floor_a, best_a, step_a, step, keep)
             step_a = _settle(step_a)
             used = stage
-            stage, phase = _advance(stage, phase, STAGES)
+            stage, phase = advance(stage, phase, STAGES)
             # After the last tile a product of what lies in the buffers is thrown away.
             if tile + 1 < last_tile:
                 mbarrier.wait(x_full, x_phase)

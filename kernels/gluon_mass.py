@@ -18,7 +18,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from vidsparse.kernels.gluon_attention import _advance, _exp2, _keys
+from vidsparse.kernels.gluon_rings import advance, keys_of
+from vidsparse.kernels.gluon_softmax import mixed_exp2
 
 
 @gluon.jit
@@ -42,7 +43,7 @@ def _producer(q_desc, k_desc, q_bufs, k_bufs, q_full, k_full, k_empty, head, fir
             k_desc, [head, (tiles - 1 - done) * TILE_KV, 0], k_full.index(stage),
             k_bufs.index(stage),
         )  # fmt: skip
-        stage, phase = _advance(stage, phase, STAGES)
+        stage, phase = advance(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -59,7 +60,7 @@ def _store_mass(parts_ptr, tile, scores, reference, scale,
     """Sum the weights of each part of a tile within each warp."""
     WARPS: gl.constexpr = gl.num_warps()
     PARTS: gl.constexpr = scores.shape[1] // PART_KV
-    weights = _exp2(scores * scale - gl.expand_dims(reference, 1), CUBIC_SHARE)
+    weights = mixed_exp2(scores * scale - gl.expand_dims(reference, 1), CUBIC_SHARE)
     # A thread holds 2 rows of its warp's 16 and 2 of every 8 columns. Its registers come last, so
     # that their sum needs no shuffle.
     weights = gl.reshape(weights, [WARPS, 2, 8, PARTS, PART_KV // 8, 4, 2])
@@ -79,10 +80,10 @@ def _next_scores(q, scores, zero, k_bufs, k_full, k_empty, stage, phase, more, p
                  STAGES: gl.constexpr, PART_KV: gl.constexpr,
                  CUBIC_SHARE: gl.constexpr):  # fmt: skip
     """Multiply with the tile that lies in ``stage`` while the scores before it are weighed."""
-    ahead = warpgroup_mma(q, _keys(k_bufs, stage), zero, use_acc=False, is_async=True)
+    ahead = warpgroup_mma(q, keys_of(k_bufs, stage), zero, use_acc=False, is_async=True)
     _store_mass(parts_ptr, tile, scores, reference, scale, GROUP, GROUPS, PART_KV, CUBIC_SHARE)
     used = stage
-    stage, phase = _advance(stage, phase, STAGES)
+    stage, phase = advance(stage, phase, STAGES)
     # Here, not at the top: the spin loop ends the basic block, without it ptxas may hoist the
     # product's wait above the exponentials.
     if more:
@@ -110,7 +111,7 @@ def _consumer(GROUP: gl.constexpr, q_bufs, k_bufs, q_full, k_full, k_empty, lse_
         zero = gl.zeros([ROWS, TILE_KV], gl.float32, SCORES)
         mbarrier.wait(q_full, 0)
         mbarrier.wait(k_full.index(0), 0)
-        even = warpgroup_mma(q, _keys(k_bufs, 0), zero, use_acc=False, is_async=True)
+        even = warpgroup_mma(q, keys_of(k_bufs, 0), zero, use_acc=False, is_async=True)
         even = warpgroup_mma_wait(0, deps=[even])
         mbarrier.arrive(k_empty.index(0), count=1)
         if limit < TILE_KV:

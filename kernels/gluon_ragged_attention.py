@@ -9,7 +9,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from vidsparse.kernels.gluon_attention import _advance, _consumer, _load_boxes, _load_means
+from vidsparse.kernels.gluon_attention import attend_rows
+from vidsparse.kernels.gluon_rings import advance, load_boxes, load_means
 
 
 @gluon.jit
@@ -42,19 +43,19 @@ def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_b
         for done in range(0, tiles - num_wide):
             rows = _entry_rows(entries_ptr, tiles - num_wide - 1 - done, count, seq_kv, BOXES)
             mbarrier.wait(k_empty.index(stage), phase)
-            _load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
+            load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
             mbarrier.wait(v_empty.index(stage), phase)
-            _load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-            stage, phase = _advance(stage, phase, STAGES)
+            load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
+            stage, phase = advance(stage, phase, STAGES)
         for done in range(0, num_wide):
             row = gl.load(wide_ptr + num_wide - 1 - done)
             mbarrier.wait(k_empty.index(stage), phase)
-            _load_boxes(k_wide, k_full, k_bufs, stage, head, (row,))
+            load_boxes(k_wide, k_full, k_bufs, stage, head, (row,))
             mbarrier.wait(v_empty.index(stage), phase)
-            _load_boxes(v_wide, v_full, v_bufs, stage, head, (row,))
-            stage, phase = _advance(stage, phase, STAGES)
+            load_boxes(v_wide, v_full, v_bufs, stage, head, (row,))
+            stage, phase = advance(stage, phase, STAGES)
         if MEANS:
-            _load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
+            load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
                         head, mean_tiles, stage, phase, STAGES)  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def ragged_attention_kernel(
     # The tuple must be written out: constants are lost when they pass through a variable.
     gl.static_assert(GROUPS == 2)
     gl.warp_specialize([
-        (_consumer, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
-        (_consumer, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
+        (attend_rows, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
+        (attend_rows, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
         (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, num_wide, tiles, mean_tiles, bias_ptr, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
     ], [4, 1], [REGISTERS, 24])  # fmt: skip
