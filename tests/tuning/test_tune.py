@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -12,12 +13,13 @@ from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.preset_parts import ModelId
+from vidsparse.tuning import scout as tuning_scout
 from vidsparse.tuning.candidates import Candidate
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.report import finish
 from vidsparse.tuning.search import WORTHWHILE
 from vidsparse.tuning.settings import TuneSettings
-from vidsparse.tuning.target import Target
+from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose
 
@@ -79,6 +81,31 @@ def test_variants_are_chosen_by_how_their_clips_end():
     assert [label for label, _ in found.scout.screening][::2] == ["draft", "svg"]
     room = [left for _, left in found.scout.screening]
     assert room == sorted(room, reverse=True)
+
+
+class _UnevenLab(FakeLab):
+    """One scene flatters a variant, the other shows what it is worth."""
+
+    def trial(self, config, scene, doomed=None):
+        made = super().trial(config, scene)
+        change = {0: 3.0, 1: -6.0}[scene.seed] if config.method == "svg" else 0.0
+        return dataclasses.replace(made, scores=Scores(made.scores.psnr + change, 0.9))
+
+
+def test_variants_near_the_best_are_screened_on_all_clips():
+    found = search(_UnevenLab(), keep=1)
+    assert found.run().outcome.candidate.config.method == "draft"
+    assert found.scout.screening[0][0] == "draft"
+
+
+def test_variants_far_from_the_best_are_screened_on_one_clip():
+    lab = FakeLab()
+    scout = search(lab).scout
+    with patch.object(tuning_scout, "SCREEN_CLOSE", 0.5):
+        scout.learn()
+    screened = [entry for entry in lab.log if entry.startswith("trial")]
+    assert len(screened) > len(scout.screening)
+    assert sum(entry.endswith(" 1") for entry in screened) < len(scout.screening)
 
 
 def test_budgets_by_layer_win_where_they_are_better():

@@ -153,6 +153,7 @@ class Svg2(SparseMethod):
             "density": SearchRange((0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)),
             "heads": SearchRange(("equal", "shared")),
             "refresh_every": SearchRange((4, 2, 1)),
+            "compensate": SearchRange((False, True)),
         }
 
     def cluster_counts(self, layout: VideoLayout) -> tuple[int, int]:

@@ -76,7 +76,8 @@ def predict_cost(
     methods_left = len({variant.method for variant in variants})
     keep = min(keep, methods_left)
     rungs = max(len(variant.densities) for variant in variants)
-    # Every method is timed at two densities and generates a clip; its defaults may too.
+    # Every method is timed at two densities and generates a clip; its defaults may too, and those
+    # near the best generate all clips.
     scouting = methods_left * (2 * SHORT_STEPS / steps + 1)
     fixed = clips + 2 + scouting + 2 * held_out
     arms = keep * len(WARM_UPS)
@@ -84,6 +85,12 @@ def predict_cost(
     # At best every other arm is ruled out by the prediction, caches by one clip each.
     least = fixed + clips * bisection / 2 + caches
     # At worst every arm is bisected; a miss is mostly known after one clip.
-    most = fixed + scouting + 2 + clips * (arms + 2 * caches + 2) * bisection / 2 + 2 * held_out
+    most = (
+        fixed
+        + scouting * (2 * clips - 1)
+        + 2
+        + clips * (arms + 2 * caches + 2) * bisection / 2
+        + 2 * held_out
+    )
     calls = len(variants) * len(RANK_DENSITIES) * RANK_LAYERS * len(RANK_STEPS)
     return Cost(step * steps, least, most, calls)

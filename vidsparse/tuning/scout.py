@@ -7,6 +7,7 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
+from vidsparse.clips import Scene
 from vidsparse.errors import UsageError
 from vidsparse.profiling.dense_run import ObservedAttention
 from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up_sigma
@@ -21,6 +22,8 @@ RANK_DENSITIES = (0.2, 0.4)
 RANK_LAYERS, RANK_STEPS = 3, (0.35, 0.75)
 # Where variants are screened: dense steps, and the density of the median one.
 SCREEN_WARM_UP, SCREEN_DENSITY = 0.2, 0.3
+# Variants whose first clips end so near to each other, in units of slack, are shown all clips.
+SCREEN_CLOSE = 4.0
 
 
 @dataclass
@@ -34,7 +37,8 @@ class Scout:
         say: told about each result, one line.
         skipped: what cannot run here, and why.
         ranking: (variant, mean output error) from the statistics, best first.
-        screening: (variant, room left to the target) of a clip at equal predicted time, best first.
+        screening: (variant, room that its clips leave to the target) at equal predicted time, best
+            first.
         sigmas: noise level of each step.
         tokens: of an attention call.
         speed: predicts times; None before ``learn``.
@@ -151,40 +155,56 @@ class Scout:
         return times.as_dict()
 
     def _screened(self, variants: Sequence[Variant]) -> list[Variant]:
-        """Generate a clip with each at equal predicted time; order by how near they end.
+        """Generate clips with each at equal predicted time; order by how near they end.
 
-        Neither output errors of single calls nor latents half-way tell that.
+        Neither output errors of single calls nor latents half-way tell that. One clip does where
+        variants lie far apart; those near the best are generated on all.
         """
         sigma = warm_up_sigma(self.sigmas, SCREEN_WARM_UP)
-        model, target = self._speed(), self.settings.target
+        model = self._speed()
         made = [Candidate("", v.config(SCREEN_DENSITY, sigma)) for v in variants]
         seconds = median(model.predict_raw(each) or math.inf for each in made)
-        room: list[tuple[float, Variant]] = []
-        for variant in variants:
-            density = model.density_for(variant, seconds, sigma)
-            candidate = Candidate(variant.label, variant.config(density, sigma))
-            trial = self._clip(candidate)
-            if trial.scores is not None and trial.seconds is not None:
-                room.append((target.slack(trial.scores), variant))
-                model.learn(candidate, trial.seconds)
-                self.say(
-                    f"a clip: {variant.label} at density {density:.3f} ends at {trial.scores} "
-                    f"after {trial.seconds:.2f} s"
-                )
-        room.sort(key=lambda row: -row[0])
-        self.screening = [(variant.label, left) for left, variant in room]
-        return [variant for _, variant in room] or list(variants)
+        candidates = {
+            v.label: Candidate(v.label, v.config(model.density_for(v, seconds, sigma), sigma))
+            for v in variants
+        }
+        first, *others = self.settings.tuning
+        room = {label: self._room(each, [first]) for label, each in candidates.items()}
+        best = max(room.values())
+        near = [label for label, left in room.items() if best - left <= SCREEN_CLOSE and others]
+        room |= {label: self._room(candidates[label], self.settings.tuning) for label in near}
+        # Those near the best come first, whatever the others' one clip says.
+        ranked = sorted(room, key=lambda label: (label not in near, -room[label]))
+        self.screening = [(label, room[label]) for label in ranked if room[label] > -math.inf]
+        for label, left in self.screening:
+            self._learn_times(candidates[label], self.settings.tuning if label in near else [first])
+            self.say(f"clips: {label} at density {candidates[label].density:.3f}: room {left:+.2f}")
+        known = {variant.label: variant for variant in variants}
+        return [known[label] for label, _ in self.screening] or list(variants)
 
-    def _clip(self, candidate: Candidate) -> Trial:
-        trial = Trial.from_dict(
-            self.journal.once(f"screen {candidate.key}", partial(self._made, candidate))
-        )
+    def _room(self, candidate: Candidate, scenes: Sequence[Scene]) -> float:
+        """Return the mean slack of clips; -inf where the settings cannot run."""
+        trials = [self._clip(candidate, scene) for scene in scenes]
+        scores = [trial.scores for trial in trials if trial.scores is not None]
+        if len(scores) < len(trials):
+            return -math.inf
+        return fmean(self.settings.target.slack(each) for each in scores)
+
+    def _learn_times(self, candidate: Candidate, scenes: Sequence[Scene]) -> None:
+        for scene in scenes:
+            seconds = self._clip(candidate, scene).seconds
+            if seconds is not None:
+                self._speed().learn(candidate, seconds)
+
+    def _clip(self, candidate: Candidate, scene: Scene) -> Trial:
+        index = self.settings.tuning.index(scene)
+        make = partial(self._made, candidate, scene)
+        trial = Trial.from_dict(self.journal.once(f"screen {candidate.key} {index}", make))
         if trial.refused is not None:
             self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
         return trial
 
-    def _made(self, candidate: Candidate) -> dict[str, Any]:
-        scene = self.settings.tuning[0]
+    def _made(self, candidate: Candidate, scene: Scene) -> dict[str, Any]:
         try:
             return self.lab.trial(candidate.config, scene).as_dict()
         except UsageError as error:
