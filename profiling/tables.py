@@ -94,6 +94,7 @@ KINDS = (
             "tokens": "tokens",
             "layers": "layers run",
             "method": "method",
+            "compiled": "compiled",
             "density": "density",
             "dense_ms": "dense step (ms)",
             "step_ms": "sparse step (ms)",
@@ -193,7 +194,7 @@ KINDS = (
 )
 
 # The quality overview: one grid, one column of PSNR for each density.
-_OVERVIEW_GRID, _OVERVIEW_DENSITIES = "gpu", (0.5, 0.3, 0.2)
+_OVERVIEW_GRID, _OVERVIEW_DENSITIES = "gpu", (0.5, 0.25, 0.125)
 
 
 def results_tables(folder: Path = RESULTS) -> str:
@@ -213,7 +214,7 @@ def headline_tables(folder: Path = RESULTS) -> str:
 
 
 def quality_overview(folder: Path = RESULTS) -> str:
-    """Return Markdown: PSNR of every method by density on one grid, from all quality files."""
+    """Return Markdown: PSNR by density on one grid, of what was measured on the most clips."""
     rows = [
         row
         for path in sorted(folder.glob("quality-*.json"))
@@ -222,19 +223,17 @@ def quality_overview(folder: Path = RESULTS) -> str:
         and row["psnr"] is not None
         and row["requested_density"] in _OVERVIEW_DENSITIES
     ]
-    densities = [d for d in _OVERVIEW_DENSITIES if any(r["requested_density"] == d for r in rows)]
-    found = {(r["method"], r["clips"], r["requested_density"]): r for r in rows}
-    header = ["method", "clips", *(f"PSNR at {d} (dB)" for d in densities), "recall at 0.3"]
-    lines = [
-        [
-            method,
-            str(clips),
-            *(cell(found.get((method, clips, d), {}).get("psnr")) for d in densities),
-            cell(found.get((method, clips, 0.3), {}).get("recall")),
-        ]
-        for method, clips in dict.fromkeys((r["method"], r["clips"]) for r in rows)
-    ]
-    title = f"### Quality of the bundled model, grid `{_OVERVIEW_GRID}`"
+    clips = max((row["clips"] for row in rows), default=0)
+    found = {(r["method"], r["requested_density"]): r["psnr"] for r in rows if r["clips"] == clips}
+    densities = [d for d in _OVERVIEW_DENSITIES if any(d == density for _, density in found)]
+
+    def best_first(method: str) -> list[float]:
+        return [-found.get((method, density), 0.0) for density in densities]
+
+    methods = sorted({method for method, _ in found}, key=best_first)
+    header = ["method", *(f"PSNR at {d} (dB)" for d in densities)]
+    lines = [[method, *(cell(found.get((method, d))) for d in densities)] for method in methods]
+    title = f"### Quality of the bundled model, grid `{_OVERVIEW_GRID}`, {clips} clips"
     return "\n".join([title, "", _table(header, lines)])
 
 

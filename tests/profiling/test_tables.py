@@ -30,19 +30,22 @@ def test_results_become_a_table_with_device_and_command(tmp_path: Path) -> None:
     assert table.count("###") == 1
 
 
-def test_the_overview_has_a_row_per_method_and_a_column_per_density(tmp_path: Path) -> None:
-    def row(method: str, density: float, psnr: float, grid: str = "gpu") -> dict[str, object]:
+def test_the_overview_has_the_best_method_first_and_a_column_per_density(tmp_path: Path) -> None:
+    def row(
+        method: str, density: float, psnr: float, grid: str = "gpu", clips: int = 8
+    ) -> dict[str, object]:
         return {
             "method": method, "grid": grid, "requested_density": density, "psnr": psnr,
-            "recall": 0.6, "clips": 4,
+            "clips": clips,
         }  # fmt: skip
 
-    rows = [row("svg", 0.5, 32.2), row("svg", 0.3, 29.8), row("draft", 0.3, 27.7)]
-    rows.append(row("svg", 0.2, 11.1, grid="cpu"))
+    rows = [row("draft", 0.25, 27.7), row("svg", 0.5, 32.2), row("svg", 0.25, 29.8)]
+    rows += [row("svg", 0.125, 11.1, grid="cpu"), row("lite", 0.5, 99.0, clips=4)]
     (tmp_path / "quality-a.json").write_text(json.dumps({"meta": META, "rows": rows}))
     lines = quality_overview(tmp_path).splitlines()
-    assert lines[2] == "| method | clips | PSNR at 0.5 (dB) | PSNR at 0.3 (dB) | recall at 0.3 |"
-    assert lines[4:] == ["| svg | 4 | 32.2 | 29.8 | 0.6 |", "| draft | 4 | - | 27.7 | 0.6 |"]
+    assert lines[0].endswith("grid `gpu`, 8 clips")
+    assert lines[2] == "| method | PSNR at 0.5 (dB) | PSNR at 0.25 (dB) |"
+    assert lines[4:] == ["| svg | 32.2 | 29.8 |", "| draft | - | 27.7 |"]
 
 
 @pytest.mark.parametrize("page", ["README.md", "profiling/results/README.md"])
