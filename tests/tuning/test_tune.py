@@ -108,6 +108,22 @@ def test_variants_far_from_the_best_are_screened_on_one_clip():
     assert sum(entry.endswith(" 1") for entry in screened) < len(scout.screening)
 
 
+class _LuckyLab(FakeLab):
+    """Clips at one density happen to take a third less."""
+
+    def trial(self, config, scene, doomed=None):
+        made = super().trial(config, scene)
+        lucky = config.build()[0].density == 0.4
+        return dataclasses.replace(made, seconds=made.seconds * (0.67 if lucky else 1.0))
+
+
+def test_one_lucky_time_does_not_end_the_search():
+    # 27 dB need a density of 0.3: its own time is longer than the lucky one at 0.4.
+    best = search(_LuckyLab(), keep=1, allocate=False).run()
+    assert best.outcome.candidate.density <= 0.3
+    assert best.outcome.seconds > 0.67 * seconds_of(best.outcome.candidate.config)
+
+
 def test_budgets_by_layer_win_where_they_are_better():
     plain = search(FakeLab(), allocate=False).run()
     found = search(FakeLab()).run()

@@ -1,5 +1,6 @@
 """Find the fastest settings that reach a target, with as few generations as possible."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,22 +37,45 @@ Probe = Callable[[Candidate], Outcome]
 Predict = Callable[[Candidate], float | None]
 
 
+def time_of(outcome: Outcome, predict: Predict) -> float:
+    """Return the seconds of a clip to compare settings by.
+
+    They are predicted where they can be: predictions are corrected by all clips of a method, while
+    one lucky time of two clips would end the search.
+    """
+    known = predict(outcome.candidate)
+    if known is not None:
+        return known
+    return math.inf if outcome.seconds is None else outcome.seconds
+
+
+def _unknown(candidate: Candidate) -> float | None:
+    return None
+
+
 @dataclass
 class Best:
-    """The fastest outcome so far that reaches the target, and the time to beat.
+    """The fastest settings so far that reach the target, and the time to beat.
 
     Attributes:
-        seconds: denoising time of a clip.
-        outcome: None while that is dense generation.
+        dense_seconds: denoising time of a dense clip, to beat at first.
+        predict: seconds of a clip by all that was timed; None where nothing is known.
+        outcome: None while dense generation is the best.
     """
 
-    seconds: float
+    dense_seconds: float
+    predict: Predict = _unknown
     outcome: Outcome | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Denoising time of a clip with the best settings."""
+        return self.dense_seconds if self.outcome is None else time_of(self.outcome, self.predict)
 
     def offer(self, outcome: Outcome) -> None:
         """Take an outcome if it reaches the target faster."""
-        if outcome.reaches and outcome.seconds is not None and outcome.seconds < self.seconds:
-            self.seconds, self.outcome = outcome.seconds, outcome
+        if outcome.reaches and time_of(outcome, self.predict) < self.seconds:
+            self.outcome = outcome
 
     @property
     def worthwhile(self) -> float:

@@ -91,7 +91,7 @@ class Search:
         """
         self._began = self.now()
         variants = self.scout.learn()
-        self.best = Best(self.speed.dense_seconds)
+        self.best = Best(self.speed.dense_seconds, self.speed.predict)
         for share in self.settings.warm_ups:
             for variant in variants:
                 self._search(variant.arm(share, warm_up_sigma(self.scout.sigmas, share)))

@@ -14,7 +14,7 @@ from vidsparse.quality import Interval, bootstrap_mean
 from vidsparse.tuning.candidates import Candidate, Variant
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.lab import Trial
-from vidsparse.tuning.search import Outcome
+from vidsparse.tuning.search import Outcome, time_of
 from vidsparse.tuning.settings import Lab
 from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
@@ -171,8 +171,9 @@ def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Valid
         Every validation, in order; the last one is the choice, if it meets the target.
     """
     dense = validator.speed.dense_seconds
-    faster = [o for o in search.outcomes if o.reaches and (o.seconds or math.inf) < dense]
-    queue = sorted(faster, key=lambda outcome: outcome.seconds or 0.0)
+    times = {o.candidate.key: time_of(o, validator.speed.predict) for o in search.outcomes}
+    faster = [o for o in search.outcomes if o.reaches and times[o.candidate.key] < dense]
+    queue = sorted(faster, key=lambda outcome: times[outcome.candidate.key])
     done: list[Validation] = []
     candidate = queue[0].candidate if queue else None
     while candidate is not None and len(done) < most:
