@@ -141,8 +141,8 @@ def _tokens_at(order_ptr, positions, end, seq):
 @gluon.jit
 def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty,
                 v_full, v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr,
-                limit, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h, out_stride_s,
-                head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
+                limit, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h,
+                out_stride_s, head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
                 BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
                 PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
                 STATS: gl.constexpr, MEANS: gl.constexpr, FIXED: gl.constexpr,

@@ -12,6 +12,8 @@ from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.triton_permute import shared_strides
 
 # Token rows that one program holds at once; more where blocks vary: the largest is the last done.
+# Equal blocks, H200, 8 heads of 75600 tokens: one warp 0.089 ms, two 0.091, four 0.113; eight with
+# 128 rows 0.178.
 _ROWS, _RAGGED_ROWS = 32, 128
 # Key blocks handled at once by the program of a query block.
 _CHUNK = 1024
@@ -175,7 +177,7 @@ def key_value_means_triton(
         k, v, offsets, k_mean, v_mean, *k.stride()[:3], *v.stride()[:3],
         *shared_strides(offsets), *k_mean.stride()[1:3], H, S, D,
         block_kv, ROWS=_ROWS if block_kv else _RAGGED_ROWS, PAD_D=triton.next_power_of_2(D),
-        RAGGED=block_kv == 0, num_warps=4 if block_kv else 8,
+        RAGGED=block_kv == 0, num_warps=1 if block_kv else 8,
     )  # fmt: skip
     return k_mean[..., :D], v_mean[..., :D]
 

@@ -26,7 +26,9 @@ class SortConfig:
     labels: int
 
 
-SORT = SortConfig(1024, 32, 16, 64)
+# H200, 40 heads of 75600 tokens, 300 and 1000 labels: 0.094 and 0.160 ms; steps of 32 tokens 0.108
+# and 0.179.
+SORT = SortConfig(1024, 64, 16, 64)
 
 
 @triton.jit
