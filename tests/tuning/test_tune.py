@@ -338,6 +338,25 @@ def test_defaults_that_take_another_time_than_predicted_are_run_again():
     assert svg.predicted_speedup == pytest.approx(1.15 * svg.speedup, rel=0.01)
 
 
+class _SlowingLab(FakeLab):
+    """The machine slows down with every clip."""
+
+    def trial(self, config, scene, *given):
+        made = super().trial(config, scene, *given)
+        drift = 1 + 0.003 * sum(entry.startswith("trial") for entry in self.log)
+        return dataclasses.replace(made, seconds=made.seconds and made.seconds * drift)
+
+
+def test_a_machine_that_slows_down_does_not_change_what_is_equal():
+    steady, slowing = report(FakeLab()), report(_SlowingLab())
+    assert slowing.tuned.candidate.key == steady.tuned.candidate.key
+    for row, drifted in zip(steady.defaults, slowing.defaults, strict=True):
+        assert drifted.speedup == pytest.approx(slowing.tuned.speedup, rel=EQUAL_TIME)
+        # Each clip is 0.3 % slower than the one before: that much remains.
+        taken = [seconds_of(found.candidate.config) for found in (row, drifted)]
+        assert taken[1] == pytest.approx(taken[0], rel=EQUAL_TIME + 0.003)
+
+
 def test_preset_is_handed_over_before_the_defaults_run():
     found = search(FakeLab())
     found.run()

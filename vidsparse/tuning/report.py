@@ -176,14 +176,13 @@ def _defaults(
 ) -> list[Validation]:
     """Run each method's defaults at the density that takes the tuned preset's time."""
     scout, rows = search.scout, []
-    seconds = search.speed.dense_seconds / validations[-1].speedup
     sigma = warm_up_sigma(scout.sigmas, DEFAULT_DENSE_STEPS)
     for variant in variants_of(search.settings.methods):
         if variant.parameters:
             continue
         try:
             scout.time(variant)
-            rows.append(at_equal_time(validator, variant, seconds, sigma))
+            rows.append(at_equal_time(validator, variant, validations[-1], sigma))
         except UsageError as error:
             search.skipped[f"{variant.method} defaults"] = str(error)
             continue

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -33,7 +33,8 @@ class Validation:
         scores: means over the clips.
         psnr: mean with its interval.
         per_clip: scores of each clip.
-        speedup: dense over sparse denoising time, summed over the clips.
+        speedup: dense over sparse denoising time, summed over the clips; where the clips were
+            generated in turns with a preset's, that preset's times its time over theirs.
         predicted_speedup: what the short runs predicted, or where they cannot, as for step
             caches, the tuning clips; None without either.
         density: mean of the sparse calls.
@@ -107,15 +108,34 @@ class Validator:
     target: Target
     speed: SpeedModel
 
-    def of(self, candidate: Candidate) -> Validation:
-        """Generate all held-out scenes with settings, each after its dense clip."""
-        dense, trials = [], []
+    def of(self, candidate: Candidate, *, beside: Validation | None = None) -> Validation:
+        """Generate all held-out scenes with settings, each after its dense clip.
+
+        Args:
+            candidate: the settings.
+            beside: a preset whose clips are generated once more in turns with these, to compare
+                times: those of dense clips are from another hour.
+        """
+        dense, trials, others = [], [], []
         for index, scene in enumerate(self.scenes):
             dense.append(
                 self.journal.once(f"held-out dense {index}", partial(self.lab.dense, scene))
             )
             trials.append(self._trial(candidate, index, scene))
-        return self._summary(candidate, dense, trials)
+            if beside is not None:
+                others.append(self._seconds_beside(candidate, beside.candidate, index, scene))
+        found = self._summary(candidate, dense, trials)
+        if beside is None:
+            return found
+        seconds = sum(trial.seconds or 0.0 for trial in trials)
+        return replace(found, speedup=beside.speedup * sum(others) / seconds)
+
+    def _seconds_beside(
+        self, candidate: Candidate, other: Candidate, index: int, scene: Scene
+    ) -> float:
+        key = f"beside {candidate.key} {other.key} {index}"
+        seconds: float = self.journal.once(key, lambda: self.lab.trial(other.config, scene).seconds)
+        return seconds
 
     def floor(self) -> float | None:
         """Return the mean PSNR between dense clips that differ in rounding only, in dB."""
@@ -221,24 +241,26 @@ def denser(candidate: Candidate, factor: float) -> Candidate | None:
 
 
 def at_equal_time(
-    validator: Validator, variant: Variant, seconds: float, dense_above_sigma: float | None
+    validator: Validator, variant: Variant, tuned: Validation, dense_above_sigma: float | None
 ) -> Validation:
-    """Validate a method's defaults at the density that takes as long as given.
+    """Validate a method's defaults at the density that takes as long as a preset.
 
-    The density comes from the predicted time. Where clips take another time, it is chosen once
-    more, from the prediction corrected by them.
+    The density comes from the predicted time. Where clips take another time, in turns with the
+    preset's, it is chosen once more, from the prediction corrected by them.
 
     Args:
         validator: has the held-out scenes; its speed model has timed the variant.
         variant: the defaults.
-        seconds: of a clip.
+        tuned: the preset.
         dense_above_sigma: the default warm-up as a noise level.
 
     Returns:
         The validation whose time is nearer.
     """
     speed = validator.speed
-    first = validator.of(_default_taking(variant, speed, seconds, dense_above_sigma))
+    seconds = speed.dense_seconds / tuned.speedup
+    made = _default_taking(variant, speed, seconds, dense_above_sigma)
+    first = validator.of(made, beside=tuned)
     off = speed.dense_seconds / first.speedup / seconds
     if abs(off - 1) <= EQUAL_TIME:
         return first
@@ -247,7 +269,7 @@ def at_equal_time(
     second = _default_taking(variant, speed, corrected, dense_above_sigma)
     if second.key == first.candidate.key:
         return first
-    found = (first, validator.of(second))
+    found = (first, validator.of(second, beside=tuned))
     return min(found, key=lambda row: abs(math.log(speed.dense_seconds / row.speedup / seconds)))
 
 
