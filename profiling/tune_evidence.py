@@ -129,7 +129,7 @@ def resume_row(killed: Path, finished: Path, preset: Path, replayed: Path) -> Ro
         "results_at_kill": len(before) - 1,
         "results": len(keys),
         "kept": after[: len(before)] == before and len(keys) == len(set(keys)),
-        "same_preset": _without_date(preset) == _without_date(replayed),
+        "same_preset": _without_origin(preset) == _without_origin(replayed),
     }
 
 
@@ -140,9 +140,10 @@ def _lines(journal: Path) -> list[bytes]:
         raise UsageError(f"cannot read the journal {journal}: {error}") from None
 
 
-def _without_date(preset: Path) -> dict[str, Any]:
+def _without_origin(preset: Path) -> dict[str, Any]:
     values = SparseConfig.load(preset).as_dict()
-    measured = {k: v for k, v in (values.get("measured") or {}).items() if k != "date"}
+    origin = ("date", "commit")
+    measured = {k: v for k, v in (values.get("measured") or {}).items() if k not in origin}
     return {**values, "measured": measured}
 
 

@@ -83,6 +83,22 @@ def test_variants_are_chosen_by_how_their_clips_end():
     assert room == sorted(room, reverse=True)
 
 
+class _VariedLab(FakeLab):
+    """Each method has a variant with less error than its defaults."""
+
+    def observe(self, attention, scene):
+        super().observe(attention, scene)
+        found = attention.lookers[0].found
+        found[:] = [dataclasses.replace(e, error=e.error / (1 + (":" in e.variant))) for e in found]
+
+
+def test_kept_variants_are_of_different_methods():
+    scout = search(_VariedLab(), keep=3).scout
+    kept = [variant.method for variant in scout.learn()]
+    assert len(scout.screening) > 3
+    assert sorted(kept) == ["draft", "svg", "svg2"]
+
+
 class _UnevenLab(FakeLab):
     """One scene flatters a variant, the other shows what it is worth."""
 

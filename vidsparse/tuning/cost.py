@@ -66,7 +66,7 @@ def predict_cost(
         lab: times.
         tuning: scenes to tune on.
         held_out: scenes to validate on.
-        keep: variants generated with.
+        keep: methods generated with.
         caches: step caches tried.
         methods: as in ``TuneSettings``.
         steps: of a clip.

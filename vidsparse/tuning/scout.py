@@ -58,6 +58,9 @@ class Scout:
     def learn(self) -> list[Variant]:
         """Make the references, and return the variants worth generating with, best first.
 
+        They are of different methods: at the target another one may be the fastest than at equal
+        time, and two variants of one method seldom differ by as much.
+
         Raises:
             UsageError: no method can run on this model at this size.
         """
@@ -66,7 +69,10 @@ class Scout:
         self._time_dense(dense_seconds)
         for variant in ranked:
             self.time(variant)
-        return self._screened(ranked)[: self.settings.keep]
+        best: dict[str, Variant] = {}
+        for variant in self._screened(ranked):
+            best.setdefault(variant.method, variant)
+        return list(best.values())[: self.settings.keep]
 
     def time(self, variant: Variant) -> None:
         """Time a few steps of a variant, so that its clips can be predicted.

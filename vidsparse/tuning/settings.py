@@ -44,7 +44,7 @@ class TuneSettings:
         tuning: scenes that candidates are tried on.
         methods: names; None for all that are no controls.
         caches: names of step caches; empty for none.
-        keep: variants that are generated with, the best ones of the screening.
+        keep: methods that are generated with, the best ones of the screening.
         warm_ups: shares of the steps that may stay dense.
         allocate: also try densities by layer and noise level.
         eight_bit: also try the best sparse settings in 8 bits.
