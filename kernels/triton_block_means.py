@@ -11,10 +11,12 @@ from torch import Tensor
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.triton_permute import shared_strides
 
-# Token rows that one program holds at once; more where blocks vary: the largest is the last done.
-# Equal blocks, H200, 8 heads of 75600 tokens: one warp 0.089 ms, two 0.091, four 0.113; eight with
-# 128 rows 0.178.
-_ROWS, _RAGGED_ROWS = 32, 128
+# (token rows that one program holds at once, warps) where blocks are equal, the fastest on an H200
+# of `python -m vidsparse.profiling.tune_parts --heads 8`, and where they vary: the largest is the
+# last done.
+MEANS, RAGGED_MEANS = (32, 1), (128, 8)
+# Rows at once where tangents weigh them.
+_ROWS = 32
 # Key blocks handled at once by the program of a query block.
 _CHUNK = 1024
 # Means of one tile in any attention kernel divide this.
@@ -161,9 +163,19 @@ def tangent_means(
 
 
 def key_value_means_triton(
-    k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Average keys and values of each block; see ``block_means.key_value_means``."""
+    """Average keys and values of each block; see ``block_means.key_value_means``.
+
+    Args:
+        k: (B, H, Skv, D).
+        v: (B, H, Skv, D).
+        mask: its key blocks are averaged.
+        config: rows at once and warps, by default the fastest.
+    """
     B, H, S, D = k.shape
     N = mask.num_kv_blocks
     # Rows start at multiples of 16 bytes, which the copy engine asks for.
@@ -173,11 +185,12 @@ def key_value_means_triton(
     else:
         # Blocks of one size need no offsets.
         offsets, block_kv = mask.kv_num_blocks, mask.block_kv
+    rows, warps = config or (MEANS if block_kv else RAGGED_MEANS)
     _key_value_means_kernel[(N, B * H, 2)](
         k, v, offsets, k_mean, v_mean, *k.stride()[:3], *v.stride()[:3],
         *shared_strides(offsets), *k_mean.stride()[1:3], H, S, D,
-        block_kv, ROWS=_ROWS if block_kv else _RAGGED_ROWS, PAD_D=triton.next_power_of_2(D),
-        RAGGED=block_kv == 0, num_warps=1 if block_kv else 8,
+        block_kv, ROWS=rows, PAD_D=triton.next_power_of_2(D),
+        RAGGED=block_kv == 0, num_warps=warps,
     )  # fmt: skip
     return k_mean[..., :D], v_mean[..., :D]
 

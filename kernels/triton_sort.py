@@ -26,8 +26,8 @@ class SortConfig:
     labels: int
 
 
-# H200, 40 heads of 75600 tokens, 300 and 1000 labels: 0.094 and 0.160 ms; steps of 32 tokens 0.108
-# and 0.179.
+# Fastest on an H200 of `python -m vidsparse.profiling.tune_parts --heads 40`, 300 and 1000 labels
+# together.
 SORT = SortConfig(1024, 64, 16, 64)
 
 

@@ -14,7 +14,7 @@ from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up
 from vidsparse.tuning.errors import OutputError, PlanErrors, as_rows, from_rows, mean_errors
 from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.lab import Trial
-from vidsparse.tuning.settings import Lab, TuneSettings
+from vidsparse.tuning.settings import Lab, TuneSettings, trial_or_refusal
 from vidsparse.tuning.speed import SHORT_STEPS, SpeedModel, StepTimes, time_variant, variant_key
 
 # Densities at which variants are ranked, and looks for that: layers and steps.
@@ -204,17 +204,11 @@ class Scout:
 
     def _clip(self, candidate: Candidate, scene: Scene) -> Trial:
         index = self.settings.tuning.index(scene)
-        make = partial(self._made, candidate, scene)
+        make = partial(trial_or_refusal, self.lab, candidate.config, scene)
         trial = Trial.from_dict(self.journal.once(f"screen {candidate.key} {index}", make))
         if trial.refused is not None:
             self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
         return trial
-
-    def _made(self, candidate: Candidate, scene: Scene) -> dict[str, Any]:
-        try:
-            return self.lab.trial(candidate.config, scene).as_dict()
-        except UsageError as error:
-            return Trial(None, None, refused=str(error)).as_dict()
 
 
 class _SigmaLog:

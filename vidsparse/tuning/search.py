@@ -83,7 +83,7 @@ class Best:
         return self.seconds * (1 - WORTHWHILE)
 
 
-def search_arm(arm: Arm, best: Best, probe: Probe, predict: Predict) -> None:
+def search_arm(arm: Arm, best: Best, probe: Probe) -> None:
     """Look along an arm for settings that reach the target and beat the best time.
 
     Quality falls along the arm. So the first candidate that could win is tried first: if it
@@ -93,9 +93,8 @@ def search_arm(arm: Arm, best: Best, probe: Probe, predict: Predict) -> None:
         arm: settings from the most work to the least.
         best: updated.
         probe: generates; costs time.
-        predict: costs nothing.
     """
-    low = _first_worthwhile(arm, best, predict)
+    low = _first_worthwhile(arm, best)
     high = len(arm.ladder)
     if low == high:
         return
@@ -112,9 +111,9 @@ def search_arm(arm: Arm, best: Best, probe: Probe, predict: Predict) -> None:
         middle = (low + high) // 2
 
 
-def _first_worthwhile(arm: Arm, best: Best, predict: Predict) -> int:
+def _first_worthwhile(arm: Arm, best: Best) -> int:
     for index, candidate in enumerate(arm.ladder):
-        seconds = predict(candidate)
+        seconds = best.predict(candidate)
         if seconds is None or seconds < best.worthwhile:
             return index
     return len(arm.ladder)

@@ -1,7 +1,7 @@
 """What to search, and the lab a search needs."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
@@ -33,6 +33,16 @@ class Lab(Protocol):
 
     def floor(self, scene: Scene) -> Scores | None:
         """Compare two dense clips that differ in rounding."""
+
+
+def trial_or_refusal(
+    lab: Lab, config: SparseConfig, scene: Scene, doomed: Doomed = never
+) -> dict[str, Any]:
+    """Generate; settings that cannot run here, such as too small a density, are a miss."""
+    try:
+        return lab.trial(config, scene, doomed).as_dict()
+    except UsageError as error:
+        return Trial(None, None, refused=str(error)).as_dict()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.tuning.allocate import layer_bands
@@ -25,7 +24,7 @@ from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.lab import Doomed, Trial
 from vidsparse.tuning.scout import Scout
 from vidsparse.tuning.search import Best, Outcome, search_arm
-from vidsparse.tuning.settings import Lab, TuneSettings
+from vidsparse.tuning.settings import Lab, TuneSettings, trial_or_refusal
 from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores
 
@@ -141,18 +140,12 @@ class Search:
     def _trial(self, candidate: Candidate, index: int) -> Trial:
         scene, doomed = self.settings.tuning[index], self._doomed(candidate, index)
         values = self.journal.once(
-            f"trial {candidate.key} {index}", lambda: self._made(candidate, scene, doomed)
+            f"trial {candidate.key} {index}",
+            partial(trial_or_refusal, self.lab, candidate.config, scene, doomed),
         )
         trial = Trial.from_dict(values)
         self._trials[candidate.key, index] = trial
         return trial
-
-    def _made(self, candidate: Candidate, scene: Scene, doomed: Doomed) -> dict[str, Any]:
-        """Generate; settings that cannot run here, such as too small a density, are a miss."""
-        try:
-            return self.lab.trial(candidate.config, scene, doomed).as_dict()
-        except UsageError as error:
-            return Trial(None, None, refused=str(error)).as_dict()
 
     def _doomed(self, candidate: Candidate, index: int) -> Doomed:
         """Give up a clip that is further off than one of the same warm-up that ended badly."""
@@ -177,7 +170,7 @@ class Search:
         if self.journal.once(f"late for {arm.label}", self._out_of_time):
             self.skipped[arm.label] = "the time limit was reached"
             return
-        search_arm(arm, self.best, self.probe, self.speed.predict)
+        search_arm(arm, self.best, self.probe)
 
     def _search_caches(self, configs: dict[str, SparseConfig]) -> None:
         for arm in cache_arms(configs, self.settings.caches):
