@@ -30,6 +30,7 @@ from vidsparse.kernels.gluon_rings import (
 )
 from vidsparse.kernels.gluon_softmax import (
     fixed_softmax,
+    log2,
     online_softmax,
     pack_weights,
     thread_sums,
@@ -108,7 +109,7 @@ def _tile_lengths(entries_ptr, tile, count, BOXES: gl.constexpr):
     lengths = gl.to_tensor(0).to(gl.int64)
     for box in gl.static_range(BOXES):
         slot = tile * BOXES + box
-        keys = gl.load(entries_ptr + gl.minimum(slot, count - 1)) & 255
+        keys = gl.load(entries_ptr + gl.maximum(gl.minimum(slot, count - 1), 0)) & 255
         lengths |= gl.where(slot < count, keys, 0).to(gl.int64) << (box * BITS)
     return lengths
 
@@ -168,6 +169,8 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
     # Whole rows of 16-byte pieces, for what does not go through TMA.
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
     dtype: gl.constexpr = v_bufs.dtype
+    # A tile ahead its latency hides behind products, but three groups lack the registers.
+    BIAS_AHEAD: gl.constexpr = GROUPS < 3
 
     q = q_bufs.index(GROUP).reshape([ROWS, D])
     acc = gl.zeros([ROWS, D], gl.float32, ACC)
@@ -201,17 +204,20 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
         s = warpgroup_mma(q, keys_of(k_bufs, 0), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(0), count=1)
-        if MEANS:  # noqa: SIM102
-            if list_tiles == 0:
-                s = s + _mean_bias(bias_ptr, 0, TILE_KV, SCORES)
         if RAGGED:
-            if masked > 0:
+            if (masked > 0) | (MEANS & (list_tiles == 0)):
                 lengths = _tile_lengths(entries_ptr, chunk_tiles - 1, count, BOXES)
-                s = _drop_keys(s, lengths, BOXES, SCORES)
-        else:
-            if limit < TILE_KV:
-                column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
-                s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
+                kept = _drop_keys(s, lengths, BOXES, SCORES)
+                if MEANS:
+                    first_bias = _mean_bias(bias_ptr, 0, TILE_KV, SCORES)
+                    kept = gl.where(list_tiles == 0, s + first_bias, kept)
+                s = kept
+        elif (limit < TILE_KV) | (MEANS & (list_tiles == 0)):
+            column = gl.arange(0, TILE_KV, layout=gl.SliceLayout(0, SCORES))
+            s = gl.where(gl.expand_dims(column, 0) < limit, s, -float("inf"))
+            if MEANS:
+                first_bias = _mean_bias(bias_ptr, 0, TILE_KV, SCORES)
+                s = s + gl.where(list_tiles == 0, first_bias, 0.0)
         p, decay, row_max, row_sum, tile_max, tile_sum = online_softmax(
             s, row_max, row_sum, scale, CUBIC_SHARE
         )
@@ -239,8 +245,7 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
         for PHASE in gl.static_range(2 if MEANS else 1):
             begin = gl.maximum(list_tiles, 1) if PHASE == 1 else 1
             end = tiles if PHASE == 1 else list_tiles
-            if PHASE == 1:
-                # One tile ahead, here and below: its latency hides behind products.
+            if PHASE == 1 and BIAS_AHEAD:
                 first_mean = gl.maximum(gl.minimum(begin, tiles - 1) - list_tiles, 0)
                 bias = _mean_bias(bias_ptr, first_mean, TILE_KV, SCORES)
             for done in range(begin, end):
@@ -262,6 +267,8 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
                 s = warpgroup_mma_wait(1, deps=[s_next])
                 mbarrier.arrive(k_empty.index(k_stage), count=1)
                 if PHASE == 1:
+                    if not BIAS_AHEAD:
+                        bias = _mean_bias(bias_ptr, done - list_tiles, TILE_KV, SCORES)
                     s = s + bias
                 elif RAGGED:  # noqa: SIM102
                     if done < masked:
@@ -282,7 +289,7 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
                             pending = _row_statistic(
                                 tile_max, tile_sum, row_max, row_sum, reference, STATS
                             )
-                if PHASE == 1:
+                if PHASE == 1 and BIAS_AHEAD:
                     next_mean = gl.minimum(done + 1, tiles - 1) - list_tiles
                     bias = _mean_bias(bias_ptr, next_mean, TILE_KV, SCORES)
                 used_stage = v_stage
@@ -320,7 +327,7 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
             row_sum = gl.convert_layout(gl.sum(sums, axis=1), SCORE_ROW, assert_trivial=True)
     filled = row_sum > 0
     safe_sum = gl.where(filled, row_sum, 1.0)
-    lse = gl.where(filled, (row_max + gl.log2(safe_sum)) * 0.6931471805599453, -float("inf"))
+    lse = gl.where(filled, (row_max + log2(safe_sum)) * 0.6931471805599453, -float("inf"))
     if FIXED:
         # NaN compares as false: a row passes only with room to spare.
         small = gl.convert_layout(gl.max(gl.abs(acc), axis=1), SCORE_ROW, assert_trivial=True)
