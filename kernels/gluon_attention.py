@@ -103,24 +103,11 @@ def _store_statistic(stats_ptr, tile, rows, GROUP: gl.constexpr, GROUPS: gl.cons
 
 
 @gluon.jit
-def _tile_lengths(entries_ptr, tile, count, BOXES: gl.constexpr):
-    """Pack how many keys of each box of a tile count, BITS each."""
-    BITS: gl.constexpr = 64 // BOXES
-    lengths = gl.to_tensor(0).to(gl.int64)
-    for box in gl.static_range(BOXES):
-        slot = tile * BOXES + box
-        keys = gl.load(entries_ptr + gl.maximum(gl.minimum(slot, count - 1), 0)) & 255
-        lengths |= gl.where(slot < count, keys, 0).to(gl.int64) << (box * BITS)
-    return lengths
-
-
-@gluon.jit
 def _drop_keys(scores, lengths, BOXES: gl.constexpr, LAYOUT: gl.constexpr):
-    """Mask the keys past each box's length."""
-    BITS: gl.constexpr = 64 // BOXES
+    """Mask the keys past each box's length, a byte each."""
     CHUNK: gl.constexpr = scores.shape[1] // BOXES
     columns = gl.arange(0, scores.shape[1], layout=gl.SliceLayout(0, LAYOUT))
-    own = (lengths >> (columns // CHUNK * BITS).to(gl.int64)).to(gl.int32) & ((1 << BITS) - 1)
+    own = (lengths >> (columns // CHUNK * 8).to(lengths.dtype)).to(gl.int32) & 255
     return gl.where(gl.expand_dims(columns % CHUNK < own, 0), scores, -float("inf"))
 
 
@@ -142,7 +129,7 @@ def _tokens_at(order_ptr, positions, end, seq):
 @gluon.jit
 def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty,
                 v_full, v_empty, turn, lse_ptr, head, first_row, list_tiles, mean_tiles, bias_ptr,
-                limit, scale, seq_q, entries_ptr, count, masked, end_row, out_stride_h,
+                limit, scale, seq_q, lengths_ptr, count, masked, end_row, out_stride_h,
                 out_stride_s, head_size, q_ptr, q_stride_s, order_ptr, stats_lse_ptr, stats_ptr,
                 BOXES: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
                 PINGPONG: gl.constexpr, RAGGED: gl.constexpr, CUBIC_SHARE: gl.constexpr,
@@ -150,7 +137,8 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
                 MOVED: gl.constexpr):  # fmt: skip
     """Attend 64 rows to the list, then to the means of skipped blocks.
 
-    For ragged masks ``o_desc`` is a pointer and ``masked`` tiles have gaps. FIXED takes the first
+    For ragged masks ``o_desc`` is a pointer, ``masked`` tiles have gaps and ``lengths_ptr`` the
+    lengths of each tile's boxes in one integer. FIXED takes the first
     tile's maximum as the reference of all weights and gives rows that overflow the LSE NaN. MOVED
     reads the query of each row, and stores its output and LSE, at the token that ``order_ptr`` has
     for it; ``o_desc`` is a pointer then, too.
@@ -206,7 +194,7 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
         mbarrier.arrive(k_empty.index(0), count=1)
         if RAGGED:
             if (masked > 0) | (MEANS & (list_tiles == 0)):
-                lengths = _tile_lengths(entries_ptr, chunk_tiles - 1, count, BOXES)
+                lengths = gl.load(lengths_ptr + gl.maximum(chunk_tiles - 1, 0))
                 kept = _drop_keys(s, lengths, BOXES, SCORES)
                 if MEANS:
                     first_bias = _mean_bias(bias_ptr, 0, TILE_KV, SCORES)
@@ -272,7 +260,7 @@ def attend_rows(GROUP: gl.constexpr, o_desc, q_bufs, k_bufs, v_bufs, q_full, k_f
                     s = s + bias
                 elif RAGGED:  # noqa: SIM102
                     if done < masked:
-                        lengths = _tile_lengths(entries_ptr, chunk_tiles - 1 - done, count, BOXES)
+                        lengths = gl.load(lengths_ptr + chunk_tiles - 1 - done)
                         s = _drop_keys(s, lengths, BOXES, SCORES)
                 if FIXED:
                     p, tile_sums = fixed_softmax(s, row_max, scale, CUBIC_SHARE)

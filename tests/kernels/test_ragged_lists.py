@@ -6,7 +6,10 @@ from vidsparse.kernels.ragged_block_mask import block_of_token
 from vidsparse.kernels.testing import random_ragged_mask
 
 
-def test_wide_tiles_and_chunks_cover_each_kept_key_once(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("per_tile", [1, 2, 3])
+def test_wide_boxes_and_chunks_cover_each_kept_key_once(
+    generator: torch.Generator, per_tile: int
+) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no Triton here")
     from vidsparse.kernels.triton_ragged_lists import chunk_lists
@@ -14,7 +17,9 @@ def test_wide_tiles_and_chunks_cover_each_kept_key_once(generator: torch.Generat
     mask = random_ragged_mask(
         1, 2, 100, 700, q_blocks=9, kv_blocks=23, density=0.6, generator=generator
     )
-    lists = chunk_lists(mask, 16, wide=64)
+    lists = chunk_lists(mask, 16, wide=64, per_tile=per_tile)
+    assert int(lists.num_wide.max()) > 0
+    assert not bool((lists.num_wide % per_tile).any())
     block_of_key = block_of_token(mask.kv_offsets, 700)
     for h in range(2):
         for i in range(9):
@@ -27,11 +32,16 @@ def test_wide_tiles_and_chunks_cover_each_kept_key_once(generator: torch.Generat
             expected = mask.mask[0, h, i][block_of_key[0, h]].int().cpu()
             assert torch.equal(seen, expected)
             sizes = [e & 255 for e in entries]
+            lengths = lists.lengths[row][: -(-len(sizes) // 8) * 8].tolist()
+            assert lengths == sizes + [0] * (-len(sizes) % 8)
             assert all(n == 16 for n in sizes[: lists.num_full[row]])
             assert all(n < 16 for n in sizes[lists.num_full[row] :])
 
 
-def test_query_tiles_cover_each_row_once_longest_first(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("per_tile", [1, 2])
+def test_query_tiles_cover_each_row_once_longest_first(
+    generator: torch.Generator, per_tile: int
+) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no Triton here")
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
@@ -39,9 +49,9 @@ def test_query_tiles_cover_each_row_once_longest_first(generator: torch.Generato
     mask = random_ragged_mask(
         1, 2, 500, 700, q_blocks=9, kv_blocks=23, density=0.6, generator=generator
     )
-    lists = chunk_lists(mask, 16, wide=64)
-    tiles = ordered_query_tiles(mask.q_offsets, lists, 500, 64, 4)
-    work = lists.num_wide + (lists.num_chunks + 3) // 4
+    lists = chunk_lists(mask, 16, wide=64, per_tile=per_tile)
+    tiles = ordered_query_tiles(mask.q_offsets, lists, 500, 64, 4, per_tile)
+    work = lists.num_wide // per_tile + (lists.num_chunks + 3) // 4
     for h in range(2):
         blocks, first, end = (x[0, h].tolist() for x in tiles)
         used = [(b, f, e) for b, f, e in zip(blocks, first, end, strict=True) if f < e]
