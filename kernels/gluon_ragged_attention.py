@@ -1,7 +1,8 @@
-"""Warp-specialised attention for Hopper over variable key blocks: lists of wide boxes and chunks.
+"""Warp-specialised attention for Hopper over variable key blocks: lists of wide tiles and chunks.
 
 A query tile lies within one query block. Its keys come as chunks (first the partial ones, whose
-tiles are masked, then whole ones) and as wide boxes of consecutive keys, which fill their tiles.
+tiles are masked, then whole ones) and as wide tiles of consecutive keys, one box each. Small boxes
+keep a warp busy: one issues the copies of keys, another those of values.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
@@ -10,7 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from vidsparse.kernels.gluon_attention import attend_rows
-from vidsparse.kernels.gluon_rings import advance, load_boxes, load_means
+from vidsparse.kernels.gluon_rings import advance, load_boxes, prefetch
 
 
 @gluon.jit
@@ -25,49 +26,53 @@ def _entry_rows(entries_ptr, tile, count, seq, BOXES: gl.constexpr):
 
 
 @gluon.jit
-def _wide_rows(wide_ptr, tile, PER_TILE: gl.constexpr):
-    """First key rows of the boxes of one tile of wide boxes."""
-    rows = ()
-    for box in gl.static_range(PER_TILE):
-        rows = rows + (gl.load(wide_ptr + tile * PER_TILE + box),)  # noqa: RUF005
-    return rows
+def _fill(chunks, wide, means, bufs, full, empty, entries_ptr, wide_ptr, head, count, tiles,
+          mean_tiles, seq_kv, STAGES: gl.constexpr, MEANS: gl.constexpr):  # fmt: skip
+    """Fill one ring, of keys or of values, with all tiles of a query tile."""
+    BOXES: gl.constexpr = bufs.shape[2] // chunks.block_type.shape[1]
+    stage = 0
+    phase = 1
+    chunk_tiles = gl.minimum((count + BOXES - 1) // BOXES, tiles)
+    for done in range(0, chunk_tiles):
+        rows = _entry_rows(entries_ptr, chunk_tiles - 1 - done, count, seq_kv, BOXES)
+        mbarrier.wait(empty.index(stage), phase)
+        load_boxes(chunks, full, bufs, stage, head, rows)
+        stage, phase = advance(stage, phase, STAGES)
+    for done in range(0, tiles - chunk_tiles):
+        row = gl.load(wide_ptr + tiles - chunk_tiles - 1 - done)
+        mbarrier.wait(empty.index(stage), phase)
+        load_boxes(wide, full, bufs, stage, head, (row,))
+        stage, phase = advance(stage, phase, STAGES)
+    if MEANS:
+        for tile in range(0, mean_tiles):
+            mbarrier.wait(empty.index(stage), phase)
+            load_boxes(means, full, bufs, stage, head, (tile * bufs.shape[2],))
+            stage, phase = advance(stage, phase, STAGES)
 
 
 @gluon.jit
-def _ragged_producer(q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs,
-                     q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head,
-                     first_row, count, tiles, mean_tiles, bias_ptr, seq_kv,
-                     GROUPS: gl.constexpr, STAGES: gl.constexpr,
-                     MEANS: gl.constexpr):  # fmt: skip
+def _load_keys(q_desc, k_desc, k_wide, k_mean, q_bufs, k_bufs, q_full, k_full, k_empty, entries_ptr,
+               wide_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, bias_ptr,
+               GROUPS: gl.constexpr, STAGES: gl.constexpr, MEANS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
-    BOXES: gl.constexpr = k_bufs.shape[2] // k_desc.block_type.shape[1]
-    PER_TILE: gl.constexpr = k_bufs.shape[2] // k_wide.block_type.shape[1]
     if tiles + mean_tiles > 0:
         mbarrier.expect(q_full, GROUPS * q_desc.block_type.nbytes)
         for group in gl.static_range(GROUPS):
             tma.async_copy_global_to_shared(
                 q_desc, [head, first_row + group * ROWS, 0], q_full, q_bufs.index(group)
             )
-        stage = 0
-        phase = 1
-        chunk_tiles = (count + BOXES - 1) // BOXES
-        for done in range(0, chunk_tiles):
-            rows = _entry_rows(entries_ptr, chunk_tiles - 1 - done, count, seq_kv, BOXES)
-            mbarrier.wait(k_empty.index(stage), phase)
-            load_boxes(k_desc, k_full, k_bufs, stage, head, rows)
-            mbarrier.wait(v_empty.index(stage), phase)
-            load_boxes(v_desc, v_full, v_bufs, stage, head, rows)
-            stage, phase = advance(stage, phase, STAGES)
-        for done in range(0, tiles - chunk_tiles):
-            rows = _wide_rows(wide_ptr, tiles - chunk_tiles - 1 - done, PER_TILE)
-            mbarrier.wait(k_empty.index(stage), phase)
-            load_boxes(k_wide, k_full, k_bufs, stage, head, rows)
-            mbarrier.wait(v_empty.index(stage), phase)
-            load_boxes(v_wide, v_full, v_bufs, stage, head, rows)
-            stage, phase = advance(stage, phase, STAGES)
         if MEANS:
-            load_means(k_mean, v_mean, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty, bias_ptr,
-                        head, mean_tiles, stage, phase, STAGES)  # fmt: skip
+            prefetch(bias_ptr, mean_tiles * k_bufs.shape[2])
+    _fill(k_desc, k_wide, k_mean, k_bufs, k_full, k_empty, entries_ptr, wide_ptr, head, count,
+          tiles, mean_tiles, seq_kv, STAGES, MEANS)  # fmt: skip
+
+
+@gluon.jit
+def _load_values(v_desc, v_wide, v_mean, v_bufs, v_full, v_empty, entries_ptr, wide_ptr, head,
+                 count, tiles, mean_tiles, seq_kv, STAGES: gl.constexpr,
+                 MEANS: gl.constexpr):  # fmt: skip
+    _fill(v_desc, v_wide, v_mean, v_bufs, v_full, v_empty, entries_ptr, wide_ptr, head, count,
+          tiles, mean_tiles, seq_kv, STAGES, MEANS)  # fmt: skip
 
 
 @gluon.jit
@@ -83,7 +88,7 @@ def ragged_attention_kernel(
     """One CTA computes up to GROUPS x 64 queries of one query block of one head."""
     ROWS: gl.constexpr = q_desc.block_type.shape[1]
     D: gl.constexpr = q_desc.block_type.shape[2]
-    TILE_KV: gl.constexpr = k_mean.block_type.shape[1]
+    TILE_KV: gl.constexpr = k_wide.block_type.shape[1]
     BOXES: gl.constexpr = TILE_KV // k_desc.block_type.shape[1]
     item = gl.program_id(0)
     head = item // tiles_per_head
@@ -94,12 +99,12 @@ def ragged_attention_kernel(
     entries_ptr += lists * capacity
     # One integer has the lengths of all boxes of a tile.
     lengths_ptr += lists * (capacity // BOXES)
-    wide_tiles = gl.load(num_wide_ptr + lists) // (TILE_KV // k_wide.block_type.shape[1])
+    num_wide = gl.load(num_wide_ptr + lists)
     count = gl.load(num_chunks_ptr + lists)
     chunk_tiles = (count + BOXES - 1) // BOXES
     masked = chunk_tiles - gl.load(num_full_ptr + lists) // BOXES
     # Items without rows only fill up the grid.
-    tiles = gl.where(first_row < end_row, wide_tiles + chunk_tiles, 0)
+    tiles = gl.where(first_row < end_row, num_wide + chunk_tiles, 0)
     mean_tiles = 0
     if MEANS:
         mean_tiles = (gl.load(num_means_ptr + lists) + TILE_KV - 1) // TILE_KV
@@ -108,8 +113,8 @@ def ragged_attention_kernel(
 
     q_bufs = gl.allocate_shared_memory(
         q_desc.dtype, [GROUPS, 1, ROWS, D], q_desc.layout)  # fmt: skip
-    k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, TILE_KV, D], k_mean.layout)
-    v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, TILE_KV, D], v_mean.layout)
+    k_bufs = gl.allocate_shared_memory(k_desc.dtype, [STAGES, 1, TILE_KV, D], k_wide.layout)
+    v_bufs = gl.allocate_shared_memory(v_desc.dtype, [STAGES, 1, TILE_KV, D], v_wide.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -126,5 +131,6 @@ def ragged_attention_kernel(
     gl.warp_specialize([
         (attend_rows, (0, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, lengths_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
         (attend_rows, (1, out_ptr, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, q_full, lse_ptr, head, first_row, tiles, mean_tiles, bias_ptr, 0, scale, seq_q, lengths_ptr, count, masked, end_row, out_stride_h, out_stride_s, head_size, 0, 0, 0, lse_ptr, lse_ptr, BOXES, GROUPS, STAGES, False, True, CUBIC_SHARE, False, MEANS, FIXED, False)),  # noqa: E501
-        (_ragged_producer, (q_desc, k_desc, v_desc, k_wide, v_wide, k_mean, v_mean, q_bufs, k_bufs, v_bufs, q_full, k_full, k_empty, v_full, v_empty, entries_ptr, wide_ptr, head, first_row, count, tiles, mean_tiles, bias_ptr, seq_kv, GROUPS, STAGES, MEANS)),  # noqa: E501
-    ], [4, 1], [REGISTERS, 24])  # fmt: skip
+        (_load_keys, (q_desc, k_desc, k_wide, k_mean, q_bufs, k_bufs, q_full, k_full, k_empty, entries_ptr, wide_ptr, head, first_row, count, tiles, mean_tiles, seq_kv, bias_ptr, GROUPS, STAGES, MEANS)),  # noqa: E501
+        (_load_values, (v_desc, v_wide, v_mean, v_bufs, v_full, v_empty, entries_ptr, wide_ptr, head, count, tiles, mean_tiles, seq_kv, STAGES, MEANS)),  # noqa: E501
+    ], [4, 1, 1], [REGISTERS, 24, 24])  # fmt: skip

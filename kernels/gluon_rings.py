@@ -48,7 +48,7 @@ _PREFETCH = gl.constexpr(
 
 
 @gluon.jit
-def _prefetch(ptr, count):
+def prefetch(ptr, count):
     """Bring ``count`` floats, a multiple of 4, to L2; called by a single warp."""
     gl.inline_asm_elementwise(
         _PREFETCH, "=r,l,r", [ptr.to(gl.int64), count * 4], dtype=gl.int32, is_pure=False, pack=1
@@ -60,7 +60,7 @@ def load_means(k_desc, v_desc, k_bufs, v_bufs, k_full, k_empty, v_full, v_empty,
                 tiles, stage, phase, STAGES: gl.constexpr):  # fmt: skip
     """Go on with tiles of block means, first to last."""
     # Consumers read the bias of a tile of means where they would not wait for anything else.
-    _prefetch(bias_ptr, tiles * k_bufs.shape[2])
+    prefetch(bias_ptr, tiles * k_bufs.shape[2])
     for tile in range(0, tiles):
         rows = (tile * k_bufs.shape[2],)
         mbarrier.wait(k_empty.index(stage), phase)

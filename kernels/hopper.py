@@ -63,11 +63,11 @@ GLUON_CONFIGS: dict[tuple[int, int], GluonConfig] = {
 }
 
 
-# Variable blocks: (keys per chunk, keys per wide box, CTA shape) by padded head size; 128 from
+# Variable blocks: (keys per chunk, CTA shape) by padded head size; 128 from
 # `python -m vidsparse.profiling.tune_kernels wan14b-720p-ragged` on an H100.
-RAGGED_CONFIGS: dict[int, tuple[int, int, GluonConfig]] = {
-    128: (16, 64, GluonConfig(2, 128, 2, False, 240, 168, fixed=True)),
-    64: (16, 64, GluonConfig(2, 128, 4, False, 240, 168, fixed=True)),
+RAGGED_CONFIGS: dict[int, tuple[int, GluonConfig]] = {
+    128: (16, GluonConfig(2, 128, 2, False, 240, 168, fixed=True)),
+    64: (16, GluonConfig(2, 128, 4, False, 240, 168, fixed=True)),
 }
 
 
@@ -278,7 +278,7 @@ def attend_ragged_gluon(
     mask: RaggedBlockMask,
     *,
     scale: float,
-    config: tuple[int, int, GluonConfig] | None = None,
+    config: tuple[int, GluonConfig] | None = None,
     compensate: bool = False,
     tangents: Tensor | None = None,
 ) -> AttentionOutput:
@@ -290,7 +290,7 @@ def attend_ragged_gluon(
         v: (B, H, Skv, D); finite: keys beside a kept block are multiplied by 0.
         mask: kept blocks.
         scale: factor on the logits.
-        config: keys per chunk, keys per wide box and CTA shape, by default the table's.
+        config: keys per chunk and CTA shape, by default the table's.
         compensate: let skipped blocks count through their means.
         tangents: (B, H, Nkv, D) queries that these means are taken for, or None.
     """
@@ -299,13 +299,11 @@ def attend_ragged_gluon(
     from vidsparse.kernels.triton_retry import attend_ragged_again
 
     size = max(64, padded_head_size(q.shape[-1]))
-    chunk, wide, shape = RAGGED_CONFIGS[size] if config is None else config
+    chunk, shape = RAGGED_CONFIGS[size] if config is None else config
     mask = _for_all_heads(mask, q.shape[:2])
-    lists = chunk_lists(mask, chunk, wide=wide, per_tile=shape.tile_kv // wide)
+    lists = chunk_lists(mask, chunk, wide=shape.tile_kv)
     rows = shape.groups * _GROUP_ROWS
-    tiles = ordered_query_tiles(
-        mask.q_offsets, lists, q.shape[2], rows, shape.tile_kv // chunk, shape.tile_kv // wide
-    )
+    tiles = ordered_query_tiles(mask.q_offsets, lists, q.shape[2], rows, shape.tile_kv // chunk)
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     # One integer for each tile.
@@ -316,10 +314,10 @@ def attend_ragged_gluon(
     # Without compensation the kernel never touches these four.
     unused = (k, v, lse, lse)
     for tensors in _batches(q, k, v, out, lse, *meta, *(unused if means is None else means)):
-        _launch_ragged(tensors, scale, chunk, wide, shape, compensate)
+        _launch_ragged(tensors, scale, chunk, shape, compensate)
     if _is_fixed(shape, q, 0):
         attend_ragged_again(
-            q, k, v, out, lse, lists, tiles, scale, rows=rows, wide=wide, means=means
+            q, k, v, out, lse, lists, tiles, scale, rows=rows, wide=shape.tile_kv, means=means
         )
     return AttentionOutput(out, lse)
 
@@ -333,28 +331,23 @@ def _for_all_heads(mask: RaggedBlockMask, lead: torch.Size) -> RaggedBlockMask:
 
 
 def _launch_ragged(
-    tensors: tuple[Tensor, ...],
-    scale: float,
-    chunk: int,
-    wide: int,
-    shape: GluonConfig,
-    compensate: bool,
+    tensors: tuple[Tensor, ...], scale: float, chunk: int, shape: GluonConfig, compensate: bool
 ) -> None:
     from vidsparse.kernels.gluon_ragged_attention import ragged_attention_kernel
 
     q, k, v, out, lse, block, first, end = tensors[:8]
-    num_wide, num_full, num_chunks, wide_boxes, entries, lengths = tensors[8:14]
+    num_wide, num_full, num_chunks, wide, entries, lengths = tensors[8:14]
     k_mean, v_mean, bias, num_means = tensors[14:]
     D = q.shape[-1]
     size = max(64, padded_head_size(D))
-    boxes, wide_box, tile = ([1, keys, size] for keys in (chunk, wide, shape.tile_kv))
+    boxes, tile = [1, chunk, size], [1, shape.tile_kv, size]
     ragged_attention_kernel[(block.numel(),)](
         _descriptor(q, [1, _GROUP_ROWS, size]), _descriptor(k, boxes), _descriptor(v, boxes),
-        _descriptor(k, wide_box), _descriptor(v, wide_box), out, lse, block, first, end,
-        num_wide, num_full, num_chunks, wide_boxes, entries, lengths,
+        _descriptor(k, tile), _descriptor(v, tile), out, lse, block, first, end,
+        num_wide, num_full, num_chunks, wide, entries, lengths,
         _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means, bias.shape[-1],
         out.stride(0), out.stride(1),
-        wide_boxes.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
+        wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
         scale * _LOG2_E, q.shape[1], k.shape[1], D,
         GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,
         CUBIC_SHARE=shape.cubic_share, MEANS=compensate, FIXED=_is_fixed(shape, q, 0),

@@ -3,7 +3,7 @@
 Selected neighbouring blocks form runs of consecutive keys. Each run is cut into chunks of CHUNK
 keys from its start; what remains is one partial chunk. An entry packs ``first_key << 8 | keys``.
 A row's full chunks come first, its partial ones last. On request the start of each run is first
-cut into wide boxes, which are listed apart.
+cut into wide tiles, which are listed apart.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -29,8 +29,8 @@ class ChunkLists(NamedTuple):
         num_chunks: (B, H, Nq) int32 entries in all.
         lengths: (B, H, Nq, capacity) uint8 keys of each entry, 0 up to a multiple of 8 entries.
         chunk: keys of a full entry.
-        wide: (B, H, Nq, capacity) int32 first keys of wide boxes.
-        num_wide: (B, H, Nq) int32 wide boxes.
+        wide: (B, H, Nq, capacity) int32 first keys of wide tiles.
+        num_wide: (B, H, Nq) int32 wide tiles.
     """
 
     entries: Tensor
@@ -66,7 +66,7 @@ def _chunk_lists_kernel(
     mask_ptr, offsets_ptr, entries_ptr, num_full_ptr, num_chunks_ptr, lengths_ptr, wide_ptr,
     num_wide_ptr,
     Nq, N, S, capacity, wide_capacity,
-    CHUNK: tl.constexpr, WIDE: tl.constexpr, PER_TILE: tl.constexpr, PAD_N: tl.constexpr,
+    CHUNK: tl.constexpr, WIDE: tl.constexpr, PAD_N: tl.constexpr,
 ):  # fmt: skip
     """One program lists the chunks of one query block."""
     row = tl.program_id(0).to(tl.int64)
@@ -92,14 +92,10 @@ def _chunk_lists_kernel(
     length = tl.where(keep & ~after, end - start, 0)
     if WIDE:
         wide = length // WIDE
-        before = tl.cumsum(wide, 0) - wide
-        # Boxes that would leave a tile incomplete become chunks.
-        listed = tl.sum(wide, 0) // PER_TILE * PER_TILE
-        wide = tl.minimum(wide, tl.maximum(listed - before, 0))
-        target = wide_ptr + row * wide_capacity + before
+        target = wide_ptr + row * wide_capacity + tl.cumsum(wide, 0) - wide
         for step in range(0, tl.max(wide, 0)):
             tl.store(target + step, start + step * WIDE, mask=step < wide)
-        tl.store(num_wide_ptr + row, listed)
+        tl.store(num_wide_ptr + row, tl.sum(wide, 0))
         start += wide * WIDE
         length -= wide * WIDE
     full, partial = length // CHUNK, ((length % CHUNK) > 0).to(tl.int32)
@@ -121,16 +117,13 @@ def _chunk_lists_kernel(
     tl.store(num_chunks_ptr + row, num_full + num_partial)
 
 
-def chunk_lists(
-    mask: RaggedBlockMask, chunk: int, *, wide: int = 0, per_tile: int = 1
-) -> ChunkLists:
+def chunk_lists(mask: RaggedBlockMask, chunk: int, *, wide: int = 0) -> ChunkLists:
     """List the key chunks of every query block, without a synchronisation.
 
     Args:
         mask: kept blocks.
         chunk: keys per chunk, at most 255.
-        wide: keys per wide box, a multiple of ``chunk``; 0 cuts everything into chunks.
-        per_tile: wide boxes of one tile; their number is a multiple of it.
+        wide: keys per wide tile, a multiple of ``chunk``; 0 cuts everything into chunks.
     """
     kept = mask.mask.contiguous()
     lead = torch.broadcast_shapes(kept.shape[:2], mask.kv_offsets.shape[:2])
@@ -140,22 +133,22 @@ def chunk_lists(
     runs = (N + 1) // 2
     capacity = mask.seq_kv // chunk + runs
     if wide:
-        capacity = min(capacity, (runs + per_tile - 1) * (wide // chunk))
+        capacity = min(capacity, runs * (wide // chunk))
     capacity = -(-capacity // 8) * 8
     wide_capacity = mask.seq_kv // wide if wide else 0
     lengths = torch.empty(*lead, Nq, capacity, dtype=torch.uint8, device=mask.device)
     entries = torch.empty(*lead, Nq, capacity, dtype=torch.int32, device=mask.device)
-    wide_boxes = torch.empty(*lead, Nq, wide_capacity, dtype=torch.int32, device=mask.device)
+    wide_tiles = torch.empty(*lead, Nq, wide_capacity, dtype=torch.int32, device=mask.device)
     num_full, num_chunks, num_wide = torch.empty(
         3, *lead, Nq, dtype=torch.int32, device=mask.device
     )
     pad = triton.next_power_of_2(N)
     _chunk_lists_kernel[(num_full.numel(),)](
-        kept.view(torch.uint8), offsets, entries, num_full, num_chunks, lengths, wide_boxes,
+        kept.view(torch.uint8), offsets, entries, num_full, num_chunks, lengths, wide_tiles,
         num_wide, Nq, N, mask.seq_kv, capacity, wide_capacity,
-        CHUNK=chunk, WIDE=wide, PER_TILE=per_tile, PAD_N=pad, num_warps=4 if pad >= 512 else 1,
+        CHUNK=chunk, WIDE=wide, PAD_N=pad, num_warps=4 if pad >= 512 else 1,
     )  # fmt: skip
-    return ChunkLists(entries, num_full, num_chunks, lengths, chunk, wide_boxes, num_wide)
+    return ChunkLists(entries, num_full, num_chunks, lengths, chunk, wide_tiles, num_wide)
 
 
 def query_tiles(q_offsets: Tensor, seq_q: int, rows: int) -> QueryTiles:
@@ -185,15 +178,14 @@ def query_tiles(q_offsets: Tensor, seq_q: int, rows: int) -> QueryTiles:
 @triton.jit
 def _ordered_tiles_kernel(
     offsets_ptr, num_wide_ptr, num_chunks_ptr, block_ptr, first_ptr, end_ptr, Nq, S, tiles,
-    BOXES: tl.constexpr, PER_TILE: tl.constexpr, ROWS: tl.constexpr, PAD_N: tl.constexpr,
-    FILL: tl.constexpr,
+    BOXES: tl.constexpr, ROWS: tl.constexpr, PAD_N: tl.constexpr, FILL: tl.constexpr,
 ):  # fmt: skip
     """One program lists the query tiles of one head, those with most keys first."""
     head = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, PAD_N)
     chunks = tl.load(num_chunks_ptr + head * Nq + i, mask=i < Nq, other=0)
     work = tl.load(num_wide_ptr + head * Nq + i, mask=i < Nq, other=0)
-    work = tl.where(i < Nq, work // PER_TILE + (chunks + BOXES - 1) // BOXES, -1)
+    work = tl.where(i < Nq, work + (chunks + BOXES - 1) // BOXES, -1)
     # Work and block share one key: sorting it orders by work, then by falling block id.
     keys = tl.sort((work.to(tl.int64) << 32) | i.to(tl.int64), descending=True)
     block = (keys & 0xFFFFFFFF).to(tl.int32)
@@ -221,7 +213,7 @@ def _ordered_tiles_kernel(
 
 
 def ordered_query_tiles(
-    q_offsets: Tensor, lists: ChunkLists, seq_q: int, rows: int, boxes: int, per_tile: int = 1
+    q_offsets: Tensor, lists: ChunkLists, seq_q: int, rows: int, boxes: int
 ) -> QueryTiles:
     """Do as ``query_tiles``, longest lists first within a head, in one launch.
 
@@ -231,7 +223,6 @@ def ordered_query_tiles(
         seq_q: number of queries.
         rows: queries per tile.
         boxes: chunks per step of the kernel.
-        per_tile: wide boxes per step.
     """
     B, H, Nq = lists.num_chunks.shape
     tiles = -(-seq_q // rows) + Nq
@@ -239,7 +230,6 @@ def ordered_query_tiles(
     pad = triton.next_power_of_2(Nq)
     _ordered_tiles_kernel[(B * H,)](
         q_offsets, lists.num_wide, lists.num_chunks, block, first, end, Nq, seq_q, tiles,
-        BOXES=boxes, PER_TILE=per_tile, ROWS=rows, PAD_N=pad, FILL=256,
-        num_warps=4 if pad >= 256 else 1,
+        BOXES=boxes, ROWS=rows, PAD_N=pad, FILL=256, num_warps=4 if pad >= 256 else 1,
     )  # fmt: skip
     return QueryTiles(block, first, end)

@@ -241,7 +241,7 @@ def attend_ragged_again(
         tiles: query tiles, likewise.
         scale: factor on the logits.
         rows: queries of a tile.
-        wide: keys of a wide box, a multiple of 64.
+        wide: keys of a wide tile, a multiple of 64.
         means: of the key blocks, leading with (B, H), to compensate with; None for none.
     """
     B, H, Sq, D = q.shape

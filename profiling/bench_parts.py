@@ -67,8 +67,8 @@ def parts(H: int, S: int, D: int, device: torch.device) -> dict[str, Callable[[]
 def _ragged_lists(mask: RaggedBlockMask) -> object:
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
 
-    lists = chunk_lists(mask, 16, wide=64, per_tile=2)
-    return lists, ordered_query_tiles(mask.q_offsets, lists, mask.seq_q, 128, 8, 2)
+    lists = chunk_lists(mask, 16, wide=128)
+    return lists, ordered_query_tiles(mask.q_offsets, lists, mask.seq_q, 128, 8)
 
 
 def bench_parts(H: int, S: int, D: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:

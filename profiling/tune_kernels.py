@@ -54,13 +54,11 @@ GLUON: dict[int, tuple[GluonConfig, ...]] = {
     ),
 }
 # Variable blocks: keys per chunk and CTA shape.
-# Keys per chunk, keys per wide box.
-RAGGED: tuple[tuple[int, int, GluonConfig], ...] = tuple(
-    (chunk, wide, GluonConfig(2, 128, stages, False, 240, 168, fixed=True))
-    for chunk, wide, stages in (
-        (16, 64, 2), (16, 64, 3), (16, 128, 2), (16, 128, 3), (16, 32, 2), (32, 64, 2),
-    )
-)  # fmt: skip
+RAGGED: tuple[tuple[int, GluonConfig], ...] = (
+    (16, GluonConfig(2, 128, 3, False, 240, 168, fixed=True)),
+    (16, GluonConfig(2, 128, 2, False, 240, 168, fixed=True)),
+    (32, GluonConfig(2, 128, 3, False, 240, 168, fixed=True)),
+)
 TRITON: tuple[LaunchConfig, ...] = tuple(
     LaunchConfig(*shape)
     for shape in (
@@ -102,9 +100,9 @@ def variants(
         yield from variants_8bit(inputs, mask)
         return
     if isinstance(mask, RaggedBlockMask):
-        for config in RAGGED:
-            name = f"gluon ragged chunk {config[0]} wide {config[1]} st{config[2].stages}"
-            yield name, partial(attend_ragged_gluon, q, k, v, mask, scale=scale, config=config)
+        for chunk, c in RAGGED:
+            name = f"gluon ragged chunk {chunk} st{c.stages}"
+            yield name, partial(attend_ragged_gluon, q, k, v, mask, scale=scale, config=(chunk, c))
         return
     for c in GLUON[case.D]:
         if case.block_q % (64 * c.groups) == 0 and c.tile_kv % case.block_kv == 0:

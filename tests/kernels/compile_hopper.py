@@ -58,12 +58,12 @@ def _move(D: int) -> None:
     _attend(D, moved=MovedHeads(torch.ones(1, H, dtype=torch.bool), order, *copies))
 
 
-def _ragged(D: int) -> None:
+def _ragged(D: int, **options: Any) -> None:
     q, k, v = torch.randn(3, 1, H, S, D).bfloat16()
     sizes = torch.full((1, H, 2), S // 2, dtype=torch.int32)
     kept = torch.ones(1, H, 2, 2, dtype=torch.bool)
     mask = RaggedBlockMask.from_sizes(kept, sizes, sizes, seq_q=S, seq_kv=S)
-    attend_ragged_gluon(q, k, v, mask, scale=0.1)
+    attend_ragged_gluon(q, k, v, mask, scale=0.1, **options)
 
 
 KERNELS: dict[str, Callable[[], None]] = {
@@ -72,6 +72,7 @@ KERNELS: dict[str, Callable[[], None]] = {
     "means": lambda: _attend(128, compensate=True),
     "moved": lambda: _move(128),
     "ragged": lambda: _ragged(128),
+    "ragged means": lambda: _ragged(128, compensate=True),
 }
 
 

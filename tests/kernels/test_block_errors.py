@@ -129,8 +129,10 @@ def test_triton_takes_plain_means(generator, dtype):
 def test_constant_blocks_leave_no_error(generator, dtype):
     case = draw(SHAPES[0], generator, dtype, noise=0.0, tangents=False)
     most = float(triton_errors(case, SHAPES[0]).max())
-    # Nothing but rounding of weights and of logits.
-    assert most <= max(8 * torch.finfo(dtype).eps, 1e-5)
+    # Nothing but rounding of weights and of logits, which moves an output between values. float32
+    # logits of 10 round by some epsilons, their hardware exponentials by two.
+    apart = float(torch.pdist(case[2][0, 0].double()).max())
+    assert most <= (16 if dtype is torch.float32 else 1) * torch.finfo(dtype).eps * apart
 
 
 def test_weights_below_the_range_of_float16_count(generator):

@@ -6,10 +6,7 @@ from vidsparse.kernels.ragged_block_mask import block_of_token
 from vidsparse.kernels.testing import random_ragged_mask
 
 
-@pytest.mark.parametrize("per_tile", [1, 2, 3])
-def test_wide_boxes_and_chunks_cover_each_kept_key_once(
-    generator: torch.Generator, per_tile: int
-) -> None:
+def test_wide_tiles_and_chunks_cover_each_kept_key_once(generator: torch.Generator) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no Triton here")
     from vidsparse.kernels.triton_ragged_lists import chunk_lists
@@ -17,9 +14,7 @@ def test_wide_boxes_and_chunks_cover_each_kept_key_once(
     mask = random_ragged_mask(
         1, 2, 100, 700, q_blocks=9, kv_blocks=23, density=0.6, generator=generator
     )
-    lists = chunk_lists(mask, 16, wide=64, per_tile=per_tile)
-    assert int(lists.num_wide.max()) > 0
-    assert not bool((lists.num_wide % per_tile).any())
+    lists = chunk_lists(mask, 16, wide=64)
     block_of_key = block_of_token(mask.kv_offsets, 700)
     for h in range(2):
         for i in range(9):
@@ -38,10 +33,7 @@ def test_wide_boxes_and_chunks_cover_each_kept_key_once(
             assert all(n < 16 for n in sizes[lists.num_full[row] :])
 
 
-@pytest.mark.parametrize("per_tile", [1, 2])
-def test_query_tiles_cover_each_row_once_longest_first(
-    generator: torch.Generator, per_tile: int
-) -> None:
+def test_query_tiles_cover_each_row_once_longest_first(generator: torch.Generator) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no Triton here")
     from vidsparse.kernels.triton_ragged_lists import chunk_lists, ordered_query_tiles
@@ -49,9 +41,9 @@ def test_query_tiles_cover_each_row_once_longest_first(
     mask = random_ragged_mask(
         1, 2, 500, 700, q_blocks=9, kv_blocks=23, density=0.6, generator=generator
     )
-    lists = chunk_lists(mask, 16, wide=64, per_tile=per_tile)
-    tiles = ordered_query_tiles(mask.q_offsets, lists, 500, 64, 4, per_tile)
-    work = lists.num_wide // per_tile + (lists.num_chunks + 3) // 4
+    lists = chunk_lists(mask, 16, wide=64)
+    tiles = ordered_query_tiles(mask.q_offsets, lists, 500, 64, 4)
+    work = lists.num_wide + (lists.num_chunks + 3) // 4
     for h in range(2):
         blocks, first, end = (x[0, h].tolist() for x in tiles)
         used = [(b, f, e) for b, f, e in zip(blocks, first, end, strict=True) if f < e]
