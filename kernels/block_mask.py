@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.backends import triton_is_native
 from vidsparse.kernels.compact_lists import compact_lists
 from vidsparse.kernels.ragged_block_mask import RaggedBlockMask
 
@@ -109,6 +110,11 @@ class BlockMask:
 
     def density(self) -> Tensor:
         """Return kept token pairs over all token pairs, in [0, 1], as a 0-dim device tensor."""
+        if triton_is_native(self.device):
+            from vidsparse.kernels.triton_kept_pairs import kept_pairs_triton
+
+            pairs, lists = kept_pairs_triton(self)
+            return pairs / (lists * self.seq_q * self.seq_kv)
         rows = block_sizes(self.seq_q, self.block_q, device=self.device)
         kept = (rows * self.keys_per_row().double()).sum()
         heads = self.kv_num_blocks.shape[0] * self.kv_num_blocks.shape[1]

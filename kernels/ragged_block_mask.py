@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidsparse.kernels.backends import triton_is_native
+
 
 @dataclass(frozen=True)
 class RaggedBlockMask:
@@ -76,6 +78,11 @@ class RaggedBlockMask:
 
     def density(self) -> Tensor:
         """Return kept token pairs over all token pairs, in [0, 1], as a 0-dim device tensor."""
+        if triton_is_native(self.device):
+            from vidsparse.kernels.triton_kept_pairs import kept_pairs_triton
+
+            pairs, heads = kept_pairs_triton(self)
+            return pairs / (heads * self.seq_q * self.seq_kv)
         rows = self.q_offsets.diff().double()
         columns = self.kv_offsets.diff().double()
         kept = (self.mask.double() @ columns.unsqueeze(-1)).squeeze(-1)  # (B, H, Nq)

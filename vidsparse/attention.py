@@ -14,6 +14,7 @@ from vidsparse.kernels.block_sparse_attention import (
     block_sparse_attention,
     restore_attention,
 )
+from vidsparse.kernels.permute import restore_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -226,7 +227,8 @@ class SparseAttention:
         else:
             self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
         self.recorder.mark("plan")
-        out = (output if moved is not None else restore_output(output, plan)).out
+        # Only the output: nobody reads the LSE any more.
+        out = output.out if moved is not None else restore_tokens(output.out, plan.q_order)
         self.recorder.mark("permute")
         if natural is not None:
             exact = dense(*natural)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from vidsparse.kernels.backends import why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.compact_lists import compact_lists
 from vidsparse.kernels.testing import random_block_mask, random_ragged_mask
@@ -76,3 +77,30 @@ def test_building_lists_never_waits_for_the_device(gpu_generator: torch.Generato
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(mask.to_dense(), dense)
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_kept_pairs_in_one_launch(
+    generator: torch.Generator, heads: tuple[int, int], density: float
+) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no Triton here")
+    from vidsparse.kernels.triton_kept_pairs import kept_pairs_triton
+
+    device = generator.device
+    # Empty rows, a partial last block that some rows hold, more rows than a program adds up.
+    equal = torch.rand(*heads, 70, 13, generator=generator, device=device) < density
+    blocks = BlockMask.from_dense(equal, block_q=16, block_kv=32, seq_q=1111, seq_kv=399)
+    ragged = random_ragged_mask(
+        *heads, 300, 500, q_blocks=19, kv_blocks=140, density=density, generator=generator
+    )
+    shared = RaggedBlockMask(
+        ragged.q_offsets[:1, :1], ragged.kv_offsets[:1], ragged.mask[:1], 300, 500
+    )
+    for mask in (blocks, ragged, shared):
+        pairs, count = kept_pairs_triton(mask)
+        tokens = mask.token_mask()
+        assert count == tokens[..., 0, 0].numel()
+        assert int(pairs) == int(tokens.sum())
+        assert float(mask.density()) == pytest.approx(float(tokens.double().mean()), rel=1e-6)

@@ -117,7 +117,7 @@ def estimated_scores(moments: BlockMoments, geometry: BlockGeometry) -> PooledSc
     return pooled_scores(
         moments.samples,
         moments.k_means,
-        geometry.kv.sizes.float().log(),
+        geometry.kv.log_sizes,
         group=moments.group,
         variances=moments.k_variances * spread[..., None],
         centre=moments.q_means.mean(2),
@@ -142,4 +142,4 @@ def tangents(weights: Tensor, q_means: Tensor) -> Tensor:
 def _variances(means: Tensor, squares: Tensor | None) -> Tensor:
     if squares is None:
         raise ValueError("variances need mean squares; pool with squares=True")
-    return squares.sub_(means.square()).clamp_(min=0)
+    return squares.addcmul_(means, means, value=-1).clamp_(min=0)

@@ -40,16 +40,22 @@ def log_cluster_mass(
 
     Source: SVG2, arXiv:2505.18875, section 4.2: P_ij ~ n_j exp(q_i . k_j / sqrt(D)).
     """
-    return torch.log_softmax(cluster_logits(q_centroids, k_centroids, k_sizes, scale=scale), -1)
+    log_sizes = k_sizes.float().log()
+    return torch.log_softmax(cluster_logits(q_centroids, k_centroids, log_sizes, scale=scale), -1)
 
 
 def cluster_logits(
-    q_centroids: Tensor, k_centroids: Tensor, k_sizes: Tensor, *, scale: float | None = None
+    q_centroids: Tensor, k_centroids: Tensor, log_sizes: Tensor, *, scale: float | None = None
 ) -> Tensor:
-    """Do as ``log_cluster_mass`` but leave the rows without their common term."""
+    """Do as ``log_cluster_mass`` but leave the rows without their common term.
+
+    ``log_sizes`` (B | 1, H | 1, Nk) float32 are the logarithms of ``k_sizes``.
+    """
     scale = q_centroids.shape[-1] ** -0.5 if scale is None else scale
-    logits = (q_centroids.float() * scale) @ k_centroids.float().mT
-    return logits.add_(k_sizes.float().log().unsqueeze(-2))
+    q, k = (x.float().flatten(0, 1) for x in (q_centroids, k_centroids))
+    bias = log_sizes.expand(*q_centroids.shape[:2], -1).reshape(len(q), 1, -1)
+    logits: Tensor = torch.baddbmm(bias, q, k.mT, alpha=scale)
+    return logits.view(*q_centroids.shape[:3], k.shape[1])
 
 
 def keep_top_p(log_mass: Tensor, p: float, *, min_ratio: float = 0.0) -> Tensor:

@@ -206,7 +206,7 @@ def _pooled(x: Tensor, cut: Partition, squares: bool) -> PooledBlocks:
 
 def draft_mass(q: PooledBlocks, k: PooledBlocks, geometry: BlockGeometry) -> Tensor:
     """Return ``draft_map`` of pooled blocks, with the second moment where there are squares."""
-    logits = cluster_logits(q.means, k.means, geometry.kv.sizes.view(1, 1, -1))
+    logits = cluster_logits(q.means, k.means, geometry.kv.log_sizes.view(1, 1, -1))
     if q.squares is not None and k.squares is not None:
         spread = q.squares @ k.squares.mT - q.means.square() @ k.means.square().mT
         logits += spread.clamp(min=0) / (2 * q.means.shape[3])

@@ -1,6 +1,7 @@
 """Cut a sequence into blocks: equal ones, tiles of the video, pieces of a walk through it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,10 +25,15 @@ class Partition:
     block: int | None
     num_tokens: int
 
-    @property
+    @cached_property
     def sizes(self) -> Tensor:
         """(N,) int64 tokens per block."""
         return self.offsets.diff().long()
+
+    @cached_property
+    def log_sizes(self) -> Tensor:
+        """(N,) float32 natural logarithms of the sizes."""
+        return self.sizes.float().log()
 
     def block_of_position(self) -> Tensor:
         """Return (S,) int64, the block of each position."""
