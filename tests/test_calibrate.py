@@ -111,7 +111,7 @@ def test_the_preset_holds_the_thresholds_for_this_model_only(pipe, found, tmp_pa
         method, schedule = config.build()
         assert method.thresholds.as_values() == found.table.as_values()
         assert schedule.dense_steps == 1
-    with vidsparse.enabled(pipe, preset=path, parameters={"blocks": (32, 16)}) as handle:
+    with vidsparse.enabled(pipe, preset=path) as handle:
         sample(pipe, "a red circle", SAMPLING, seed=0)
         summary = handle.summary()
     assert summary.density < 1
@@ -121,10 +121,28 @@ def test_the_preset_holds_the_thresholds_for_this_model_only(pipe, found, tmp_pa
     with pytest.raises(UsageError, match="the preset is for another model"):
         vidsparse.enable(other, preset=path)
     with (
-        vidsparse.enabled(pipe, preset=path),
-        pytest.raises(UsageError, match="tiles of 32 x 16 tokens and the kernels take 64 x 64"),
+        vidsparse.enabled(pipe, preset=path, parameters={"blocks": (64, 64)}),
+        pytest.raises(UsageError, match="tiles of 32 x 16 tokens"),
     ):
         sample(pipe, "a red circle", SAMPLING, seed=0)
+
+
+def test_the_preset_says_all_that_the_thresholds_were_found_with(pipe, found, tmp_path):
+    lite = replace(LITE, refresh_every=4, compensate=True, order="compact", frames=2)
+    path = tmp_path / "lite.toml"
+    found.preset(pipe, lite, 1).save(path)
+    method, _ = SparseConfig.load(path).build()
+    assert method == replace(lite, thresholds=method.thresholds)
+
+
+def test_compensation_is_calibrated_too(pipe):
+    settings = {"target_error": TARGET, "candidates": LADDER, "dense_steps": 1}
+    plain, compensated = (
+        calibrate(pipe, SCENES[:1], SAMPLING, lite=replace(LITE, compensate=on), **settings)
+        for on in (False, True)
+    )
+    pairs = zip(plain.choices, compensated.choices, strict=True)
+    assert any(a.error != b.error for a, b in pairs if a.density < 1)
 
 
 @pytest.mark.parametrize(

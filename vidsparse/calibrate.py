@@ -1,7 +1,7 @@
 """Find LiteAttention's thresholds for a model: by layer and part of the steps, against dense."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
 
@@ -78,19 +78,15 @@ class Calibration:
             lite: the method that was calibrated.
             dense_steps: share or count of steps that were left dense.
         """
-        given = {"order": lite.order, "frames": lite.frames, "seed": lite.seed}
+        # Whatever the thresholds were found with; the density has no effect beside them.
+        given = {f.name: getattr(lite, f.name) for f in fields(lite) if f.name != "density"}
         parameters: dict[str, Any] = {
             key: value for key, value in given.items() if value != getattr(Lite, key)
         }
-        if lite.seed is not None:
-            parameters["seed_density"] = lite.seed_density
+        parameters |= {"criterion": lite.criterion, "thresholds": self.table.as_values()}
         return SparseConfig(
             method="lite",
-            parameters={
-                "criterion": lite.criterion,
-                **parameters,
-                "thresholds": self.table.as_values(),
-            },
+            parameters=parameters,
             dense_steps=dense_steps,
             model=model_of(pipe),
             note=(

@@ -3,13 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vidsparse.attention import SparseAttention
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.banded import Banded
+from vidsparse.methods.compensated import Compensated
 from vidsparse.methods.random_blocks import RandomBlocks
 from vidsparse.methods.svg2 import Svg2
 from vidsparse.plan import CallSite
 from vidsparse.preset_parts import Band
+from vidsparse.schedule import DenseSchedule
 
 LAYOUT = VideoLayout(4, 16, 16)
 SITE = CallSite("transformer", 0, 2, 3, 10, 0.7, 0, 0)
@@ -40,6 +43,46 @@ def test_plan_is_the_inner_methods_at_that_density(tokens):
     plan = banded.plan(*tokens, LAYOUT, site, banded.init_state())
     expected = RandomBlocks(0.25).plan(*tokens, LAYOUT, site, None)
     assert torch.equal(plan.mask.to_dense(), expected.mask.to_dense())
+
+
+def test_a_methods_own_share_for_the_first_layer_is_not_taken_twice(tokens):
+    inner = Compensated(blocks=(32, 16))
+    bands = (
+        Band(above_sigma=0.5, layers=[0.25, *[0.5] * 7]),
+        Band(above_sigma=0.0, density=0.3),
+    )
+    banded = Banded.of(inner, bands)
+    site = replace(SITE, num_layers=8)
+    for layer, density in ((0, 0.25), (1, 0.5)):
+        plan = banded.plan(*tokens, LAYOUT, replace(site, layer=layer), banded.init_state())
+        assert float(plan.density()) == pytest.approx(density, abs=0.02)
+    # One density for all layers is shared out as ever.
+    own = banded.plan(*tokens, LAYOUT, replace(site, sigma=0.1), banded.init_state())
+    alone = replace(inner, density=0.3).plan(*tokens, LAYOUT, site, inner.init_state())
+    assert torch.equal(own.mask.to_dense(), alone.mask.to_dense())
+
+
+def test_anchors_serve_the_steps_after_them(tokens):
+    banded = Banded.of(
+        Compensated(0.3, blocks=(32, 16), anchor_every=3), (Band(above_sigma=0.0, density=0.3),)
+    )
+    attention = SparseAttention(banded, DenseSchedule(dense_steps=0))
+    for step in range(6):
+        attention(*tokens, layout=LAYOUT, site=replace(SITE, step=step))
+    assert attention.recorder.dense["anchor"] == 2
+
+
+def test_a_kept_plan_of_another_density_is_not_reused(tokens):
+    inner = Svg2(q_clusters=4, k_clusters=16, refresh_every=9)
+    bands = (Band(above_sigma=0.5, density=0.6), Band(above_sigma=0.0, density=0.2))
+    banded = Banded.of(inner, bands)
+    state = banded.init_state()
+    high, low, same = (
+        float(banded.plan(*tokens, LAYOUT, site, state).density())
+        for site in (SITE, replace(SITE, step=4, sigma=0.4), replace(SITE, step=5, sigma=0.4))
+    )
+    assert low < 0.4 < high
+    assert same == low
 
 
 def test_density_one_is_dense(tokens):

@@ -21,7 +21,7 @@ from vidsparse.tuning.search import WORTHWHILE, Best, Outcome
 from vidsparse.tuning.settings import TuneSettings
 from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
-from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose
+from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose, denser
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_lab import DENSE_SECONDS, FakeLab, seconds_of
@@ -416,6 +416,15 @@ class SlowWhenHeldOut(FakeLab):
         if made.seconds is None or config.method != "draft" or scene.seed < 100:
             return made
         return dataclasses.replace(made, seconds=5 * made.seconds)
+
+
+def test_settings_that_the_method_refuses_are_not_proposed():
+    def at(density):
+        parameters = {"density": density, "heads": "adaptive"}
+        return Candidate("adaspa", SparseConfig(method="adaspa", parameters=parameters))
+
+    assert denser(at(0.3), 1.2).density == pytest.approx(0.36)
+    assert denser(at(0.6), 1.2) is None
 
 
 def test_no_settings_are_validated_twice():

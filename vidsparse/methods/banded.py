@@ -1,7 +1,7 @@
 """Another method whose density depends on the noise level and the layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -52,7 +52,7 @@ class Banded(WrappedMethod):
     source: ClassVar[str] = "control"
 
     bands: tuple[DensityBand, ...] = field(kw_only=True, compare=False)
-    _variants: dict[float, SparseMethod] = field(
+    _variants: dict[tuple[float, bool], SparseMethod] = field(
         default_factory=dict, kw_only=True, compare=False, repr=False
     )
 
@@ -93,21 +93,34 @@ class Banded(WrappedMethod):
         if variant is not None:
             variant.observe(output, plan, site, state)
 
+    def compare(
+        self, exact: Tensor, out: Tensor, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Let the other method learn from a dense output beside its own."""
+        variant = self.variant(site)
+        if variant is not None:
+            variant.compare(exact, out, plan, site, state)
+
     def variant(self, site: CallSite) -> SparseMethod | None:
         """Return the method at the density of a call; None where that is 1.
 
         Raises:
             UsageError: the noise level is unknown, or the bands are for another number of layers.
         """
-        density = self.density_at(site)
+        band = self._band_at(site)
+        density, of_layer = band.of_layer(site.layer), band.layers is not None
         if density >= 1:
             return None
-        if density not in self._variants:
-            self._variants[density] = replace(self.inner, density=density)
-        return self._variants[density]
+        key = density, of_layer
+        if key not in self._variants:
+            self._variants[key] = self.inner.at_density(density, of_layer=of_layer)
+        return self._variants[key]
 
     def density_at(self, site: CallSite) -> float:
         """Return the density of a call, in (0, 1]."""
+        return self._band_at(site).of_layer(site.layer)
+
+    def _band_at(self, site: CallSite) -> DensityBand:
         if site.sigma is None:
             raise UsageError(
                 "a preset with bands needs noise levels, but the transformer was called without "
@@ -120,5 +133,5 @@ class Banded(WrappedMethod):
                         f"the preset has densities for {len(band.layers)} layers, but "
                         f"{site.transformer} has {site.num_layers}; use the preset of this model"
                     )
-                return band.of_layer(site.layer)
+                return band
         raise AssertionError("the last band holds for every noise level")

@@ -148,6 +148,16 @@ class SparseMethod(ABC):
         """
         return ()
 
+    def at_density(self, density: float, *, of_layer: bool) -> "SparseMethod":
+        """Return this method at another density.
+
+        Args:
+            density: kept share of query-key pairs, in (0, 1].
+            of_layer: it is meant for one layer alone, so that a method that shares its density out
+                among layers keeps all of it there.
+        """
+        return replace(self, density=density)
+
     def instead_of_density(self) -> str | None:
         """Name what leaves ``density`` without effect, for people; None where it has one."""
         return None

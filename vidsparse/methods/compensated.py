@@ -207,6 +207,11 @@ class Compensated(SparseMethod):
             "first_frame": SearchRange((False, True)),
         }
 
+    def at_density(self, density: float, *, of_layer: bool) -> "Compensated":
+        """Return this method at another density, without a share of the first layer's."""
+        first = 1.0 if of_layer else self.first_layer
+        return replace(self, density=density, first_layer=first)
+
     def _density_at(self, site: CallSite, least: float) -> float:
         """Return the density of one call: more in the first layer, less in the others."""
         if site.num_layers < 2 * self.first_layer or self.budget == "top_p":

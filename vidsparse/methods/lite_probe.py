@@ -76,7 +76,7 @@ class LiteProbe(SparseMethod):
         segment: the part that is tried now; in later ones nothing more is dropped.
         settled: thresholds of the parts before it.
         trials: what was found by place and candidate, later segments included.
-        blocks: (query, key) tokens of the tiles seen, at most one entry.
+        tile_sizes: (query, key) tokens of the tiles seen; a table needs one size.
         num_layers: by transformer.
     """
 
@@ -173,7 +173,7 @@ class LiteProbe(SparseMethod):
         method = replace(self.lite, threshold=threshold)
         if state.seed is None:
             state.seed = method.init_state().seed
-        plan = method.plan(q, k, v, layout, site, state)
+        plan = method.decide(q, k, v, layout, site, state)
         if plan is None:
             return None, q
         output = _attend(q, k, v, plan)
@@ -187,8 +187,9 @@ class LiteProbe(SparseMethod):
 def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> AttentionOutput:
     q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
     return block_sparse_attention(
-        q, k, v, plan.mask, stats_lse=plan.stats_lse, running=plan.running
-    )
+        q, k, v, plan.mask, stats_lse=plan.stats_lse, running=plan.running,
+        compensate=plan.compensate,
+    )  # fmt: skip
 
 
 def _fork(state: LiteState) -> LiteState:

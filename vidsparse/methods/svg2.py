@@ -42,13 +42,13 @@ class Svg2State:
     Attributes:
         q_centroids: (B, H, Nq, D), where the next clustering of queries starts.
         k_centroids: (B, H, Nk, D), the same for keys.
-        plans: step and plan of each branch, kept when plans are reused.
+        plans: step, density and plan of each branch, kept when plans are reused.
         check: pending answer about NaN.
     """
 
     q_centroids: Tensor | None = None
     k_centroids: Tensor | None = None
-    plans: dict[int, tuple[int, AttentionPlan]] = field(default_factory=dict)
+    plans: dict[int, tuple[int, float, AttentionPlan]] = field(default_factory=dict)
     check: FiniteCheck | None = None
 
 
@@ -134,13 +134,15 @@ class Svg2(SparseMethod):
             UsageError: more clusters than video tokens, or a density that text alone exceeds.
             ValueError: q or k holds NaN or infinity.
         """
-        plans: dict[int, tuple[int, AttentionPlan]] = state.plans
-        step, last = plans.get(site.branch, (0, None))
-        if last is not None and 0 <= site.step - step < self.refresh_every:
-            return last
+        plans: dict[int, tuple[int, float, AttentionPlan]] = state.plans
+        if site.branch in plans:
+            step, density, last = plans[site.branch]
+            # Other bands of a preset ask for other densities.
+            if density == self.density and 0 <= site.step - step < self.refresh_every:
+                return last
         plan = self._new_plan(q, k, layout, site, state)
         if self.refresh_every > 1:
-            plans[site.branch] = site.step, plan
+            plans[site.branch] = site.step, self.density, plan
         return plan
 
     def instead_of_density(self) -> str | None:

@@ -4,8 +4,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
-from vidsparse.methods.base import SparseMethod
+from vidsparse.methods.base import Phase, SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
 
 
@@ -36,3 +38,13 @@ class WrappedMethod(SparseMethod):
     ) -> None:
         """Let the other method learn."""
         self.inner.observe(output, plan, site, state)
+
+    def compare(
+        self, exact: Tensor, out: Tensor, plan: AttentionPlan, site: CallSite, state: Any
+    ) -> None:
+        """Let the other method learn from a dense output beside its own."""
+        self.inner.compare(exact, out, plan, site, state)
+
+    def phases(self, num_steps: int, first_step: int) -> tuple[Phase, ...]:
+        """Split a run as the other method does."""
+        return self.inner.phases(num_steps, first_step)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
+from vidsparse.errors import UsageError
 from vidsparse.preset_parts import Measured, ModelId
 from vidsparse.quality import Interval, bootstrap_mean
 from vidsparse.tuning.candidates import Candidate, Variant
@@ -228,7 +229,10 @@ def _safer(
 
 
 def denser(candidate: Candidate, factor: float) -> Candidate | None:
-    """Return settings with all densities raised, at most to 1; None where there are none."""
+    """Return settings with all densities raised, at most to 1.
+
+    None where there are none, and where the method refuses more.
+    """
     config = candidate.config
     if config.method == "dense":
         return None
@@ -236,6 +240,10 @@ def denser(candidate: Candidate, factor: float) -> Candidate | None:
     parameters = {**config.parameters, "density": round(raised, 4)}
     bands = [band.scaled(factor) for band in config.bands]
     config = config.model_copy(update={"parameters": parameters, "bands": bands})
+    try:
+        config.build()
+    except UsageError:
+        return None
     label = candidate.label.split(", raised")[0]
     return Candidate(f"{label}, raised to density {raised:.3f}", config)
 
