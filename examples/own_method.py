@@ -8,7 +8,7 @@ from torch import Tensor
 
 import vidsparse
 from vidsparse.kernels.block_mask import BlockMask
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -31,7 +31,7 @@ class NearestBlocks(SparseMethod):
     ) -> AttentionPlan:
         """Keep, for each query block, the key blocks nearest to it."""
         S = q.shape[2]
-        block_q, block_kv = block_sizes(q.device, q.shape[3])
+        block_q, block_kv = preferred_blocks(q.device)
         rows = torch.arange(-(-S // block_q), device=q.device) * block_q + block_q / 2
         columns = torch.arange(-(-S // block_kv), device=q.device) * block_kv + block_kv / 2
         distance = (rows[:, None] - columns).abs()

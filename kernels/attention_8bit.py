@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
-from vidsparse.kernels.backends import triton_is_interpreted, why_no_triton
+from vidsparse.kernels.backends import choose_impl, triton_is_interpreted, why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_sparse_attention import Impl, _input_reasons
-from vidsparse.kernels.hopper import _has_gluon
-from vidsparse.kernels.launch import architecture
+from vidsparse.kernels.hopper import hopper_reasons
 from vidsparse.kernels.quantize import QuantizedQKV, quantize_qkv
 from vidsparse.kernels.reference_8bit import attend_quantized_reference
 
-_LOG = logging.getLogger(__name__)
 _GROUP_ROWS = 64
 _BLOCK_KV = (32, 64, 128)
 
@@ -58,7 +53,13 @@ def block_sparse_attention_8bit(
         raise ValueError("block_sparse_attention_8bit: " + "; ".join(reasons))
     if scale is not None and not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
-    impl = _choose(impl, q, mask)
+    impl = choose_impl(
+        impl,
+        [Impl.REFERENCE] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON],
+        lambda candidate: reasons_8bit(candidate, q, mask),
+        task="8-bit attention",
+        where=str(q.device),
+    )
     x = quantize_qkv(q, k, v, block_kv=mask.block_kv, scale=scale)
     return attend_quantized(x, mask, q, impl=impl)
 
@@ -103,63 +104,26 @@ def reasons_8bit(impl: Impl, q: Tensor, mask: BlockMask | RaggedBlockMask) -> li
         return ["blocks of varying size; use block_sparse_attention"]
     if impl is Impl.REFERENCE:
         return []
-    reasons = []
     if impl not in (Impl.GLUON, Impl.TRITON):
         return [f"{impl.value} has no 8-bit attention; use gluon, triton or reference"]
+    reasons = hopper_reasons(q=q) if impl is Impl.GLUON else _triton_reasons(q)
+    if impl is Impl.GLUON and mask.block_q % _GROUP_ROWS:
+        reasons.append(f"blocks of {mask.block_q} queries; use a multiple of {_GROUP_ROWS}")
+    if mask.block_kv not in _BLOCK_KV:
+        reasons.append(f"blocks of {mask.block_kv} keys; use one of {_BLOCK_KV}")
+    return reasons
+
+
+def _triton_reasons(q: Tensor) -> list[str]:
+    why = why_no_triton(q.device)
+    reasons = [why] if why else []
+    if q.device.type == "cuda" and (
+        torch.version.hip is not None or torch.cuda.get_device_capability(q.device) < (8, 9)
+    ):
+        reasons.append(f"{q.device} has no e4m3 products; use block_sparse_attention")
     dtypes = (torch.bfloat16, torch.float16)
     if q.dtype not in dtypes and not (triton_is_interpreted() and q.dtype is torch.float32):
         reasons.append(f"dtype {q.dtype}; use bfloat16 or float16")
     if q.shape[-1] > 128 or q.shape[-1] % 8:
         reasons.append(f"head size {q.shape[-1]}; use a multiple of 8 up to 128")
-    if mask.block_kv not in _BLOCK_KV:
-        reasons.append(f"blocks of {mask.block_kv} keys; use one of {_BLOCK_KV}")
-    return reasons + (_triton_reasons(q) if impl is Impl.TRITON else _gluon_reasons(q, mask))
-
-
-def _triton_reasons(q: Tensor) -> list[str]:
-    why = why_no_triton(q.device)
-    if why:
-        return [why]
-    if q.device.type == "cuda" and (
-        torch.version.hip is not None or torch.cuda.get_device_capability(q.device) < (8, 9)
-    ):
-        return [f"{q.device} has no e4m3 products; use block_sparse_attention"]
-    return []
-
-
-def _gluon_reasons(q: Tensor, mask: BlockMask) -> list[str]:
-    if architecture(q.device) != "sm90":
-        return [f"the Gluon kernels need an H100 or H200 (sm_90); {q.device} is not one"]
-    if not _has_gluon():
-        return ["this triton has no Gluon for Hopper; install triton 3.6"]
-    reasons = []
-    if mask.block_q % _GROUP_ROWS:
-        reasons.append(f"blocks of {mask.block_q} queries; use a multiple of {_GROUP_ROWS}")
-    if q.data_ptr() % 16 or any(
-        s % 8 for s, n in zip(q.stride(), q.shape, strict=True) if n > 1 and s != 1
-    ):
-        reasons.append(f"q has strides {q.stride()}; rows must start at 16-byte addresses")
     return reasons
-
-
-def _choose(impl: Impl, q: Tensor, mask: BlockMask) -> Impl:
-    if impl is not Impl.AUTO:
-        reasons = reasons_8bit(impl, q, mask)
-        if reasons:
-            raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-        return impl
-    refused: list[str] = []
-    candidates = [Impl.REFERENCE] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON]
-    for candidate in candidates:
-        reasons = reasons_8bit(candidate, q, mask)
-        if not reasons:
-            _log_choice(candidate, "; ".join(refused), str(q.device))
-            return candidate
-        refused.append(f"{candidate.value}: {', '.join(reasons)}")
-    raise ValueError("8-bit attention cannot run here: " + "; ".join(refused))
-
-
-@cache
-def _log_choice(impl: Impl, refused: str, device: str) -> None:
-    why = f" ({refused})" if refused else ""
-    _LOG.info("8-bit attention on %s: %s%s", device, impl.value, why)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import enum
 import importlib.util
+import logging
 import os
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
+
+_LOG = logging.getLogger(__name__)
 
 
 class Impl(enum.StrEnum):
@@ -49,3 +53,43 @@ def why_no_triton(device: torch.device) -> str | None:
     if device.type == "cpu":
         return "Triton needs a GPU; move the tensors to cuda or set TRITON_INTERPRET=1"
     return f"Triton does not run on {device.type} tensors; use cuda"
+
+
+def choose_impl(
+    asked: Impl,
+    candidates: Iterable[Impl],
+    reasons: Callable[[Impl], list[str]],
+    *,
+    task: str,
+    where: str,
+) -> Impl:
+    """Return the implementation asked for, or for AUTO the first candidate that can run.
+
+    Args:
+        asked: AUTO, or an implementation that is used or refused, never replaced.
+        candidates: for AUTO, the fastest first; the log says once why the first ones were not it.
+        reasons: lists why an implementation cannot run; empty when it can.
+        task: what is computed, for messages.
+        where: the device, and what else the choice depends on, for the log.
+
+    Raises:
+        ValueError: what is asked for cannot run; for AUTO, no candidate can.
+    """
+    if asked is not Impl.AUTO:
+        why = reasons(asked)
+        if why:
+            raise ValueError(f"impl={asked.value!r} cannot run here: " + "; ".join(why))
+        return asked
+    refused: list[str] = []
+    for impl in candidates:
+        why = reasons(impl)
+        if not why:
+            _log_choice(task, where, impl, "; ".join(refused))
+            return impl
+        refused.append(f"{impl.value}: {', '.join(why)}")
+    raise ValueError(f"{task} cannot run here: " + "; ".join(refused))
+
+
+@cache
+def _log_choice(task: str, where: str, impl: Impl, refused: str) -> None:
+    _LOG.info("%s on %s: %s%s", task, where, impl.value, f" ({refused})" if refused else "")

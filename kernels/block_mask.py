@@ -156,6 +156,11 @@ def block_sizes(seq: int, block: int, *, device: torch.device | None = None) -> 
     return (seq - starts).clamp(max=block)
 
 
+def of_head(x: Tensor, b: int, h: int) -> Tensor:
+    """Return what a (B | 1, H | 1, ...) tensor holds for one head of one batch row."""
+    return x[b % x.shape[0], h % x.shape[1]]
+
+
 def _shape_reasons(m: BlockMask) -> list[str]:
     reasons = []
     for name, tensor, ndim in (

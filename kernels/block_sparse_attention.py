@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput, merge_attention
-from vidsparse.kernels.backends import Impl, why_no_triton
+from vidsparse.kernels.backends import Impl, choose_impl, why_no_triton
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_mass
 from vidsparse.kernels.launch import triton_config
@@ -30,7 +28,6 @@ __all__ = [
     "unsupported_reasons",
 ]
 
-_LOG = logging.getLogger(__name__)
 _GPU_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -96,12 +93,13 @@ def block_sparse_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not scale > 0:
         raise ValueError(f"scale={scale} must be positive")
-    if impl is Impl.AUTO:
-        impl = _choose(q, k, v, mask)
-    else:
-        reasons = unsupported_reasons(impl, q, k, v, mask)
-        if reasons:
-            raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
+    impl = choose_impl(
+        impl,
+        [Impl.TORCH] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON, Impl.TORCH],
+        lambda candidate: unsupported_reasons(candidate, q, k, v, mask),
+        task="block-sparse attention",
+        where=f"{q.device}, head size {q.shape[-1]}",
+    )
     if moved is not None:
         return _attend_moved(impl, q, k, v, mask, scale, moved)
     return _run(impl, q, k, v, mask, scale, stats_lse, running, compensate, tangents)
@@ -118,26 +116,6 @@ def unsupported_reasons(
 
         return gluon_reasons(q, k, v, mask)
     return []
-
-
-def _choose(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask) -> Impl:
-    candidates = [Impl.GLUON, Impl.TRITON, Impl.TORCH]
-    if q.device.type == "cpu":
-        candidates = [Impl.TORCH]
-    refused: list[str] = []
-    for impl in candidates:
-        reasons = unsupported_reasons(impl, q, k, v, mask)
-        if not reasons:
-            _log_choice(impl, "; ".join(refused), str(q.device), q.shape[-1])
-            return impl
-        refused.append(f"{impl.value}: {', '.join(reasons)}")
-    raise ValueError("no implementation can run here: " + "; ".join(refused))
-
-
-@cache
-def _log_choice(impl: Impl, refused: str, device: str, D: int) -> None:
-    why = f" ({refused})" if refused else ""
-    _LOG.info("block-sparse attention on %s, head size %d: %s%s", device, D, impl.value, why)
 
 
 def _run(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.backends import Impl, why_no_triton
+from vidsparse.kernels.backends import Impl, choose_impl, why_no_triton
+from vidsparse.kernels.block_mask import of_head
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
-_LOG = logging.getLogger(__name__)
 # Query rows of one step of the torch path: its (rows, Skv) weights should stay in the cache.
 _ROWS = 128
 
@@ -83,7 +80,7 @@ def block_mass(
     by_row = torch.empty(B, H, Sq, columns.shape[-1] - 1, device=q.device)
     for b in range(B):
         for h in range(H):
-            edges = columns[b % columns.shape[0], h % columns.shape[1]].long()
+            edges = of_head(columns, b, h).long()
             _row_mass(
                 q[b, h], k[b, h], None if lse is None else lse[b, h], edges, scale, by_row[b, h]
             )
@@ -108,29 +105,16 @@ def mass_unsupported_reasons(
 
 
 def _choose(impl: Impl, q: Tensor, k: Tensor, block_q: int | None, block_kv: int | None) -> Impl:
-    """Return the fastest implementation, or the one that is asked for."""
-    blocks = {"block_q": block_q, "block_kv": block_kv}
-    if impl is not Impl.AUTO:
-        reasons = mass_unsupported_reasons(impl, q, k, **blocks)
-        if reasons:
-            raise ValueError(f"impl={impl.value!r} cannot run here: " + "; ".join(reasons))
-        return impl
-    refused: list[str] = []
-    # The interpreter is for tests: torch is faster on a CPU.
-    for candidate in () if q.device.type == "cpu" else (Impl.GLUON, Impl.TRITON):
-        reasons = mass_unsupported_reasons(candidate, q, k, **blocks)
-        if not reasons:
-            _log_choice(candidate, "; ".join(refused), str(q.device), q.shape[-1])
-            return candidate
-        refused.append(f"{candidate.value}: {', '.join(reasons)}")
-    _log_choice(Impl.TORCH, "; ".join(refused), str(q.device), q.shape[-1])
-    return Impl.TORCH
-
-
-@cache
-def _log_choice(impl: Impl, refused: str, device: str, D: int) -> None:
-    why = f" ({refused})" if refused else ""
-    _LOG.info("block mass on %s, head size %d: %s%s", device, D, impl.value, why)
+    return choose_impl(
+        impl,
+        # The interpreter is for tests: torch is faster on a CPU.
+        [Impl.TORCH] if q.device.type == "cpu" else [Impl.GLUON, Impl.TRITON, Impl.TORCH],
+        lambda candidate: mass_unsupported_reasons(
+            candidate, q, k, block_q=block_q, block_kv=block_kv
+        ),
+        task="block mass",
+        where=f"{q.device}, head size {q.shape[-1]}",
+    )
 
 
 def _mass_on_gpu(

@@ -13,6 +13,7 @@ from torch import Tensor
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.backends import has_triton, triton_is_interpreted
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.descriptors import gluon_descriptor, head_groups
 from vidsparse.kernels.launch import architecture, padded_head_size
 from vidsparse.kernels.moved_heads import MovedHeads
 from vidsparse.kernels.running_statistics import RunningStat
@@ -110,7 +111,7 @@ def gluon_reasons(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | RaggedBlock
     elif choose_config(q.shape[-1], mask) is None:
         reasons.append(
             f"blocks of {mask.block_q} x {mask.block_kv} tokens; use a multiple of 64 queries and "
-            "16, 32, 64 or a multiple of 128 keys"
+            "16, 32, 64 or 128 keys"
         )
     return reasons
 
@@ -180,7 +181,7 @@ def attend_gluon(
             heads = moved.heads.view(torch.uint8)
             tensors += (lse, lse, heads, moved.k, moved.v, moved.q_order)
         # TODO: one launch for any strides once rank-4 descriptors are measured to cost nothing.
-        for batch in _batches(*tensors):
+        for batch in head_groups(*tensors):
             _launch(batch, mask, scale, config, stats, compensate)
         if _is_fixed(config, q, stats):
             attend_again(q, k, v, out, lse, mask, scale, means=means, moved=moved)
@@ -190,7 +191,7 @@ def attend_gluon(
         *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS, device=q.device
     )
     reference = lse if stats_lse is None else stats_lse.contiguous()
-    for batch in _batches(*tensors, reference, parts):
+    for batch in head_groups(*tensors, reference, parts):
         _launch(batch, mask, scale, config, stats, compensate)
     if _is_fixed(config, q, stats):
         attend_again(q, k, v, out, lse, mask, scale, (reference, parts), means)
@@ -200,20 +201,6 @@ def attend_gluon(
 def _is_fixed(config: GluonConfig, q: Tensor, stats: int) -> bool:
     # float16 weights have no room above the reference; running statistics need the maximum.
     return config.fixed and q.dtype is torch.bfloat16 and stats < 2
-
-
-def _batches(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split (B, H, ...) tensors into groups of heads with one stride, as few as possible."""
-    q, counts = tensors[0], tensors[5]
-    B, H = q.shape[:2]
-    shared = counts.shape[:2] in ((1, 1), (B, H))
-    if B > 1 and shared and all(_heads_have_one_stride(x) for x in tensors):
-        return [tuple(x.flatten(0, 1) for x in tensors)]
-    return [tuple(x[b if len(x) > 1 else 0] for x in tensors) for b in range(B)]
-
-
-def _heads_have_one_stride(x: Tensor) -> bool:
-    return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)
 
 
 def _launch(
@@ -243,14 +230,14 @@ def _launch(
     strides: list[int | None] = [None] * 5
     if moved:
         moved_heads, k_moved, v_moved, q_order = moved
-        copies = (_descriptor(x, chunk) for x in (k_moved, v_moved))
+        copies = (gluon_descriptor(x, chunk) for x in (k_moved, v_moved))
         follow = [moved_heads, *copies, q_order, q]
         strides = [*q.stride()[:2], *out.stride()[:2], D]
     attention_kernel[(len(order),)](
-        _descriptor(q, rows), _descriptor(k, chunk), _descriptor(v, chunk),
-        out if moved else _descriptor(out, rows),
+        gluon_descriptor(q, rows), gluon_descriptor(k, chunk), gluon_descriptor(v, chunk),
+        out if moved else gluon_descriptor(out, rows),
         lse, order, counts, indices, stats_lse, parts,
-        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means, *follow,
+        gluon_descriptor(k_mean, tile), gluon_descriptor(v_mean, tile), bias, num_means, *follow,
         stride_h, scale * _LOG2_E, Sq, k.shape[1],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         bias.shape[-1], *strides,
@@ -259,16 +246,6 @@ def _launch(
         STATS=stats, MEANS=compensate, FIXED=_is_fixed(config, q, stats), MOVED=bool(moved),
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
-
-
-def _descriptor(x: Tensor, block: list[int]) -> Any:
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    dtype = gl.bfloat16 if x.dtype is torch.bfloat16 else gl.float16
-    return TensorDescriptor.from_tensor(
-        x, block, gl.NVMMASharedLayout.get_default_for(block, dtype)
-    )
 
 
 def attend_ragged_gluon(
@@ -313,7 +290,7 @@ def attend_ragged_gluon(
     means = mean_tiles(k, v, mask, scale, tangents) if compensate else None
     # Without compensation the kernel never touches these four.
     unused = (k, v, lse, lse)
-    for tensors in _batches(q, k, v, out, lse, *meta, *(unused if means is None else means)):
+    for tensors in head_groups(q, k, v, out, lse, *meta, *(unused if means is None else means)):
         _launch_ragged(tensors, scale, chunk, shape, compensate)
     if _is_fixed(shape, q, 0):
         attend_ragged_again(
@@ -342,11 +319,12 @@ def _launch_ragged(
     size = max(64, padded_head_size(D))
     boxes, tile = [1, chunk, size], [1, shape.tile_kv, size]
     ragged_attention_kernel[(block.numel(),)](
-        _descriptor(q, [1, _GROUP_ROWS, size]), _descriptor(k, boxes), _descriptor(v, boxes),
-        _descriptor(k, tile), _descriptor(v, tile), out, lse, block, first, end,
+        gluon_descriptor(q, [1, _GROUP_ROWS, size]),
+        gluon_descriptor(k, boxes), gluon_descriptor(v, boxes),
+        gluon_descriptor(k, tile), gluon_descriptor(v, tile), out, lse, block, first, end,
         num_wide, num_full, num_chunks, wide, entries, lengths,
-        _descriptor(k_mean, tile), _descriptor(v_mean, tile), bias, num_means, bias.shape[-1],
-        out.stride(0), out.stride(1),
+        gluon_descriptor(k_mean, tile), gluon_descriptor(v_mean, tile), bias, num_means,
+        bias.shape[-1], out.stride(0), out.stride(1),
         wide.shape[-1], entries.shape[-1], num_chunks.shape[-1], block.shape[-1],
         scale * _LOG2_E, q.shape[1], k.shape[1], D,
         GROUPS=shape.groups, STAGES=shape.stages, REGISTERS=shape.registers,

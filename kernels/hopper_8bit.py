@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
 from vidsparse.kernels.block_mask import BlockMask
+from vidsparse.kernels.descriptors import gluon_descriptor, head_groups
 from vidsparse.kernels.quantize import QuantizedQKV
 
 _GROUP_ROWS = 64
@@ -57,36 +55,14 @@ def attend_quantized_gluon(
     if config is None:
         config = GLUON_8BIT_CONFIGS[128 if mask.block_q % 128 == 0 else 64]
     lse = torch.empty(x.q.shape[:3], dtype=torch.float32, device=out.device)
-    for part in _batches(x, out, lse, mask):
-        _launch(*part, mask, config)
+    tensors = {name: value for name, value in vars(x).items() if isinstance(value, Tensor)}
+    tensors |= {"counts": mask.kv_num_blocks, "indices": mask.kv_indices, "out": out, "lse": lse}
+    for group in head_groups(*tensors.values()):
+        _launch(dict(zip(tensors, group, strict=True)), mask, config)
     return AttentionOutput(out, lse)
 
 
-def _batches(
-    x: QuantizedQKV, out: Tensor, lse: Tensor, mask: BlockMask
-) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """Yield inputs, lists, output and LSE of groups of heads whose outputs have one stride."""
-    tensors = {
-        f.name: value
-        for f in dataclasses.fields(x)
-        if isinstance(value := getattr(x, f.name), Tensor)
-    }
-    tensors |= {"counts": mask.kv_num_blocks, "indices": mask.kv_indices}
-    B, H = out.shape[:2]
-    if B == 1 or out.stride(0) == H * out.stride(1):
-        if mask.kv_num_blocks.shape[:2] not in ((1, 1), (B, H)):
-            for name in ("counts", "indices"):
-                tensors[name] = tensors[name].expand(B, H, *tensors[name].shape[2:])
-        flat = {name: value.flatten(0, 1) for name, value in tensors.items()}
-        yield flat, out.flatten(0, 1), lse.flatten(0, 1)
-        return
-    for b in range(B):
-        yield {n: t[b if len(t) > 1 else 0] for n, t in tensors.items()}, out[b], lse[b]
-
-
-def _launch(
-    x: dict[str, Tensor], out: Tensor, lse: Tensor, mask: BlockMask, config: Gluon8BitConfig
-) -> None:
+def _launch(x: dict[str, Tensor], mask: BlockMask, config: Gluon8BitConfig) -> None:
     from vidsparse.kernels.gluon_attention_8bit import attention_8bit_kernel
     from vidsparse.kernels.triton_lists import launch_order
 
@@ -98,28 +74,11 @@ def _launch(
     rows, keys = [1, _GROUP_ROWS, size], [1, chunk, size]
     attention_8bit_kernel[(len(order),)](
         gluon_descriptor(x["q"], rows), gluon_descriptor(x["k"], keys),
-        gluon_descriptor(x["v"], [1, size, chunk]), gluon_descriptor(out, rows),
-        lse, x["q_scale"], x["lse_shift"], x["k_scale"], x["v_scale"], order, counts, x["indices"],
-        stride_h, Sq, mask.seq_kv, x["v"].shape[2],
+        gluon_descriptor(x["v"], [1, size, chunk]), gluon_descriptor(x["out"], rows),
+        x["lse"], x["q_scale"], x["lse_shift"], x["k_scale"], x["v_scale"],
+        order, counts, x["indices"], stride_h, Sq, mask.seq_kv, x["v"].shape[2],
         mask.num_q_blocks, mask.num_kv_blocks, tiles_per_block,
         TILE_KV=_TILE_KV, CHUNK=chunk, GROUPS=config.groups, STAGES=config.stages,
         REGISTERS=config.registers,
         num_warps=4, maxnreg=config.max_registers,
     )  # fmt: skip
-
-
-def gluon_descriptor(x: Tensor, block: list[int]) -> Any:
-    """Describe a tensor read in tiles of up to three dimensions, the last of one stride.
-
-    Tiles lie swizzled in shared memory, as matrix products of their element size need them; float32
-    tiles lie as they are.
-    """
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    bits = 8 * x.element_size()
-    swizzle = 0 if bits == 32 else min(128, block[-1] * x.element_size())
-    layout = gl.NVMMASharedLayout(
-        swizzle_byte_width=swizzle, element_bitwidth=bits, rank=len(block)
-    )
-    return TensorDescriptor.from_tensor(x, block, layout)

@@ -8,9 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.descriptors import heads_descriptor
+from vidsparse.kernels.descriptors import gluon_descriptor, heads_descriptor
 from vidsparse.kernels.hopper import _has_gluon
-from vidsparse.kernels.hopper_8bit import gluon_descriptor
 from vidsparse.kernels.launch import padded_head_size
 
 # Tokens of one CTA: two consumer warpgroups of two halves of 64.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.hopper import _descriptor, _heads_have_one_stride, hopper_reasons
+from vidsparse.kernels.descriptors import gluon_descriptor, head_groups
+from vidsparse.kernels.hopper import hopper_reasons
 from vidsparse.kernels.launch import padded_head_size
 
 _LOG2_E = 1.4426950408889634
@@ -102,19 +103,12 @@ def block_mass_gluon(
     )  # fmt: skip
     # Without flags the kernel never touches the last one.
     flags = parts if only is None else only.contiguous().view(torch.uint8)
-    for heads in _head_groups(q, k, lse.float().contiguous(), parts, flags):
+    for heads in head_groups(q, k, lse.float().contiguous(), parts, flags):
         _launch(heads, config, part_kv, scale, block_q, only is not None)
     join_mass_parts(
         parts, mass, seq_q=Sq, block_q=block_q, parts_per_kv=block_kv // part_kv, only=only
     )
     return mass
-
-
-def _head_groups(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Split (B, H, ...) tensors into groups of heads with one stride, as few as possible."""
-    if all(_heads_have_one_stride(x) for x in tensors):
-        return [tuple(x.flatten(0, 1) for x in tensors)]
-    return [tuple(x[b] for x in tensors) for b in range(len(tensors[0]))]
 
 
 def _launch(
@@ -131,7 +125,7 @@ def _launch(
     heads, Sq, D = q.shape
     size, tiles = max(64, padded_head_size(D)), parts.shape[1]
     mass_kernel[(heads * tiles,)](
-        _descriptor(q, [1, _GROUP_ROWS, size]), _descriptor(k, [1, config.tile_kv, size]),
+        gluon_descriptor(q, [1, _GROUP_ROWS, size]), gluon_descriptor(k, [1, config.tile_kv, size]),
         lse, parts, flags, scale * _LOG2_E, Sq, k.shape[1], tiles, block_q, -(-Sq // block_q),
         PART_KV=part_kv, GROUPS=config.groups, STAGES=config.stages, REGISTERS=config.registers,
         CUBIC_SHARE=config.cubic_share, ONLY=only,

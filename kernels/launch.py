@@ -1,4 +1,4 @@
-"""Launch data: which tile sizes run fast where. Methods ask ``block_sizes`` and never guess."""
+"""Launch data: which tiles run fast where. Methods ask ``preferred_blocks`` and never guess."""
 
 from __future__ import annotations
 
@@ -50,13 +50,8 @@ def architecture(device: torch.device) -> str:
     return {8: "sm80", 9: "sm90"}.get(major, "other")
 
 
-def block_sizes(device: torch.device | str, D: int) -> tuple[int, int]:
-    """Return (block_q, block_kv) in tokens that masks should use on a device.
-
-    Args:
-        device: where attention will run.
-        D: head size.
-    """
+def preferred_blocks(device: torch.device | str) -> tuple[int, int]:
+    """Return (block_q, block_kv) in tokens that masks should use where attention will run."""
     arch = architecture(torch.device(device))
     if arch == "cpu":
         return (64, 64)

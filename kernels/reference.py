@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
-from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, of_head
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
 
@@ -73,10 +73,10 @@ def _skipped_blocks(
 
     ``logits`` (Nkv, Skv) are those of the blocks' tangents.
     """
-    kept = _of_head(kept_by_queries(mask), b, h)
+    kept = of_head(kept_by_queries(mask), b, h)
     columns = torch.arange(mask.seq_kv, device=mask.device)
     if isinstance(mask, RaggedBlockMask):
-        columns = block_of_token(_of_head(mask.kv_offsets, b, h), mask.seq_kv)
+        columns = block_of_token(of_head(mask.kv_offsets, b, h), mask.seq_kv)
     else:
         columns = columns // mask.block_kv
     member = columns == torch.arange(kept.shape[1], device=mask.device)[:, None]
@@ -95,10 +95,6 @@ def kept_by_queries(mask: BlockMask | RaggedBlockMask) -> Tensor:
         return kept.repeat_interleave(mask.block_q, 2)[:, :, : mask.seq_q]
     rows = block_of_token(mask.q_offsets, mask.seq_q).expand(*kept.shape[:2], -1)
     return kept.gather(2, rows[..., None].expand(*rows.shape, kept.shape[3]))
-
-
-def _of_head(x: Tensor, b: int, h: int) -> Tensor:
-    return x[b % x.shape[0], h % x.shape[1]]
 
 
 def block_mass_reference(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
-from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, of_head
 from vidsparse.kernels.block_means import KeyValueMeans, key_value_means
 from vidsparse.kernels.ragged_block_mask import block_of_token
 
@@ -59,7 +59,7 @@ def attend_torch(
             qkv, target = (q[b, h], k[b, h], v[b, h]), (out[b, h], lse[b, h])
             skipped = None
             if kept is not None and means is not None:
-                skipped = _skipped(means, _of_head(kept, (b, h)), (b, h))
+                skipped = _skipped(means, of_head(kept, b, h), (b, h))
             if isinstance(mask, BlockMask):
                 _attend_head(*qkv, mask, (b, h), skipped, scale, *target)
             else:
@@ -68,7 +68,7 @@ def attend_torch(
 
 
 def _skipped(means: KeyValueMeans, kept: Tensor, head: tuple[int, int]) -> _Skipped:
-    k, v, log_size = (_of_head(x, head) for x in means)
+    k, v, log_size = (of_head(x, *head) for x in means)
     return _Skipped(k, v, log_size.expand(kept.shape).masked_fill(kept, -torch.inf))
 
 
@@ -83,7 +83,7 @@ def _attend_head(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    counts, indices, keys = (_of_head(t, head) for t in _row_lists(mask))
+    counts, indices, keys = (of_head(t, *head) for t in _row_lists(mask))
     q_blocks, k_blocks, v_blocks = (
         _in_blocks(x, block)
         for x, block in ((q, mask.block_q), (k, mask.block_kv), (v, mask.block_kv))
@@ -114,11 +114,6 @@ def _row_lists(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor]:
     # Rows are padded with a block they keep anyway: a NaN in a dropped block must not show.
     indices = torch.where(slots < counts[..., None], indices, indices[..., :1])
     return counts, indices, mask.keys_per_row()
-
-
-def _of_head(tensor: Tensor, head: tuple[int, int]) -> Tensor:
-    b, h = (0 if size == 1 else i for i, size in zip(head, tensor.shape[:2], strict=True))
-    return tensor[b, h]
 
 
 def _in_blocks(x: Tensor, block: int) -> Tensor:
@@ -202,9 +197,9 @@ def _attend_ragged_head(
     out: Tensor,
     lse: Tensor,
 ) -> None:
-    bounds = _of_head(mask.q_offsets, head).tolist()
-    block_of_key = block_of_token(_of_head(mask.kv_offsets, head), len(k))
-    kept = _of_head(mask.mask, head)
+    bounds = of_head(mask.q_offsets, *head).tolist()
+    block_of_key = block_of_token(of_head(mask.kv_offsets, *head), len(k))
+    kept = of_head(mask.mask, *head)
     for i, (first, last) in enumerate(itertools.pairwise(bounds)):
         keys = kept[i][block_of_key].nonzero()[:, 0]
         if first == last or (skipped is None and not len(keys)):

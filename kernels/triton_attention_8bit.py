@@ -22,7 +22,7 @@ CONFIG = LaunchConfig(128, 128, 8, 3)
 def _attention_8bit_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, q_scale_ptr, lse_shift_ptr, k_scale_ptr, v_scale_ptr,
     count_ptr, index_ptr, out_stride_b, out_stride_h, out_stride_s, list_stride_b, list_stride_h,
-    H, Sq, Skv, D, padded, num_q_blocks, num_kv_blocks, block_q,
+    H, Sq, Skv, D, padded, num_kv_blocks, block_q,
     BLOCK_Q: tl.constexpr, TILE_KV: tl.constexpr, BLOCK_KV: tl.constexpr, P: tl.constexpr,
     PAD_D: tl.constexpr, STAGES: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +96,7 @@ def attend_quantized_triton(
         x.q, x.k, x.v, out, lse, x.q_scale, x.lse_shift, x.k_scale, x.v_scale,
         mask.kv_num_blocks, mask.kv_indices, *out.stride()[:3],
         *shared_strides(mask.kv_num_blocks),
-        H, Sq, x.seq_kv, D, x.v.shape[3], mask.num_q_blocks, mask.num_kv_blocks, mask.block_q,
+        H, Sq, x.seq_kv, D, x.v.shape[3], mask.num_kv_blocks, mask.block_q,
         BLOCK_Q=block_q, TILE_KV=min(config.block_kv, x.block_kv), BLOCK_KV=x.block_kv, P=P,
         PAD_D=padded_head_size(D), STAGES=config.num_stages,
         INTERPRETED=triton_is_interpreted(), num_warps=config.num_warps,

@@ -10,7 +10,7 @@ from vidsparse.kernels.block_mask import BlockMask
 from vidsparse.kernels.block_means import KeyValueMeans
 from vidsparse.kernels.block_sparse_attention import block_sparse_attention
 from vidsparse.kernels.descriptors import heads_descriptor
-from vidsparse.kernels.launch import LaunchConfig, architecture, block_sizes, padded_head_size
+from vidsparse.kernels.launch import LaunchConfig, architecture, padded_head_size, preferred_blocks
 from vidsparse.kernels.triton_attention import LOG2_E, dot_rows, load_rows, tile_rows
 
 # 16-bit inputs, by (architecture family, padded head size). sm90: the largest tiles that spill no
@@ -153,7 +153,7 @@ def _config(q: Tensor) -> LaunchConfig:
 def _dense_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output in q's dtype and the contiguous LSE."""
     S = q.shape[2]
-    block_q, block_kv = block_sizes(q.device, q.shape[3])
+    block_q, block_kv = preferred_blocks(q.device)
     mask = BlockMask.full(block_q=block_q, block_kv=block_kv, seq_q=S, seq_kv=S, device=q.device)
     output = block_sparse_attention(q, k, v, mask)
     if output.lse is None:

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from vidsparse.kernels.ragged_block_mask import RaggedBlockMask
 
-# Key blocks that one program can handle.
-MAX_KV_BLOCKS = 8192
-
 
 class ChunkLists(NamedTuple):
     """Key chunks of each query block.

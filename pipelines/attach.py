@@ -3,6 +3,7 @@
 import inspect
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,8 @@ _NAMES = ("transformer", "transformer_2")
 class Attachment:
     """Everything that was put on one pipeline or bare transformer.
 
-    Modules point to it, it points back weakly: dropping the pipeline frees its memory at once.
+    Modules point to it, it points back weakly: dropping the pipeline frees its memory at once. Only
+    what ``when_detached`` is given may hold modules, as diffusers' own step caches do.
 
     Attributes:
         attention: what the layers call.
@@ -39,6 +41,7 @@ class Attachment:
     tracker: StepTracker = field(default_factory=StepTracker)
     _modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
+    _undo: ExitStack = field(default_factory=ExitStack)
 
     def add(self, name: str, transformer: nn.Module, pipeline: Callable[[], Any]) -> None:
         """Attach to one transformer.
@@ -58,12 +61,17 @@ class Attachment:
         for index, module in enumerate(modules):
             layer = AttachedLayer(running, module.processor, index, len(modules))
             body = family.processor_body(type(module.processor))
-            module.processor = attach_processor(module.processor, layer, body)
+            # Known before it is changed: an interrupt in between leaves nothing behind.
             self._modules.append(weakref.ref(module))
+            module.processor = attach_processor(module.processor, layer, body)
         self._hook(transformer, running, pipeline)
 
+    def when_detached(self, undo: Callable[[], None]) -> None:
+        """Let ``detach`` also undo something that was switched on with the attachment."""
+        self._undo.callback(undo)
+
     def detach(self) -> None:
-        """Put the original processors back and remove every hook; harmless a second time."""
+        """Put back the original processors, remove hooks, undo the rest; harmless a second time."""
         for hook in self._hooks:
             hook.remove()
         for module in self._alive():
@@ -73,6 +81,7 @@ class Attachment:
         self._hooks.clear()
         self._modules.clear()
         self.attention.reset()
+        self._undo.close()
 
     def _alive(self) -> list[Any]:
         modules = [reference() for reference in self._modules]
@@ -128,7 +137,7 @@ def attach(pipe_or_transformer: Any, attention: Attention) -> Attachment:
     try:
         for name, transformer in _transformers_of(pipe_or_transformer).items():
             attachment.add(name, transformer, _pipeline_reference(pipe_or_transformer))
-    except UnsupportedPipelineError:
+    except BaseException:
         attachment.detach()
         raise
     return attachment

@@ -1,10 +1,11 @@
 """Diffusers' step caches beside sparse attention: which there are, and switching them."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vidsparse.errors import UsageError, did_you_mean
+from vidsparse.errors import UsageError, did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -14,15 +15,16 @@ class CacheKind:
     Attributes:
         config: name of its configuration class in diffusers.
         ladder: settings ``tune`` tries, from the least to the most work skipped.
-        fixed: values that are always set.
+        defaults: our values where the user gives none.
         batched_guidance: works only where both branches of the guidance are one batch, since it
             keeps one state for all calls of a module.
-        asks_timestep: its configuration wants a callback for the current timestep.
+        asks_timestep: its configuration wants a callback for the current timestep, which only a
+            pipeline can tell.
     """
 
     config: str
     ladder: tuple[Mapping[str, Any], ...]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     batched_guidance: bool = False
     asks_timestep: bool = False
 
@@ -39,7 +41,8 @@ KINDS = {
     "taylorseer": CacheKind(
         "TaylorSeerCacheConfig",
         _ladder("cache_interval", (2, 3, 4, 5)),
-        fixed={"use_lite_mode": True, "taylor_factors_dtype": None},
+        # Factors are differences of nearly equal tensors: bfloat16, diffusers' default, loses them.
+        defaults={"use_lite_mode": True, "taylor_factors_dtype": "float32"},
     ),
     "pab": CacheKind(
         "PyramidAttentionBroadcastConfig",
@@ -48,6 +51,13 @@ KINDS = {
         asks_timestep=True,
     ),
 }
+# Transformers whose pipelines all run both branches of the guidance as one batch.
+BATCHED_GUIDANCE = (
+    "AllegroTransformer3DModel",
+    "CogVideoXTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "MochiTransformer3DModel",
+)
 # Caches of diffusers that cannot be switched on by settings alone, and why.
 EXCLUDED = {
     "mag_cache": "its ratios must be calibrated for the model and the number of steps",
@@ -75,23 +85,21 @@ def enable_step_cache(pipe: Any, name: str, parameters: Mapping[str, Any]) -> Ca
     cls = check_kind(name, parameters)
     for transformer in transformers:
         _check(transformer)
-    enabled: list[Any] = []
-
-    def disable() -> None:
-        while enabled:
-            enabled.pop().disable_cache()
-
-    try:
+        _check_fits(pipe, transformer, name)
+    with ExitStack() as undo:
         for transformer in transformers:
-            transformer.enable_cache(cls(**_values(pipe, name, parameters)))
-            enabled.append(transformer)
+            _switch_on(transformer, name, cls(**_values(pipe, name, parameters)))
+            undo.callback(transformer.disable_cache)
+        return undo.pop_all().close
+
+
+def _switch_on(transformer: Any, name: str, config: Any) -> None:
+    try:
+        transformer.enable_cache(config)
     except ValueError as error:
-        disable()
         raise UsageError(
-            f"step cache {name!r} does not work on {type(transformer).__name__}: "
-            f"{str(error).splitlines()[0]}"
+            f"step cache {name!r} does not work on {_class_name(transformer)}: {first_line(error)}"
         ) from error
-    return disable
 
 
 def _transformers(pipe: Any) -> list[Any]:
@@ -130,26 +138,59 @@ def check_kind(name: str, parameters: Mapping[str, Any]) -> type:
                 f"step cache {name!r} has no parameter {key!r}{did_you_mean(key, known)}; "
                 f"it has {', '.join(known)}"
             )
+    _typed(parameters)
     return cls
 
 
 def _check(transformer: Any) -> None:
     if not hasattr(transformer, "enable_cache"):
-        raise UsageError(f"{type(transformer).__name__} has no step caches in diffusers")
+        raise UsageError(f"{_class_name(transformer)} has no step caches in diffusers")
     if transformer.is_cache_enabled:
         raise UsageError(
-            f"a step cache is already on in {type(transformer).__name__}; call its disable_cache()"
+            f"a step cache is already on in {_class_name(transformer)}; call its disable_cache()"
         )
 
 
-def _values(pipe: Any, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    import torch
+def _check_fits(pipe: Any, transformer: Any, name: str) -> None:
+    kind, instead = KINDS[name], "use 'first_block' or 'taylorseer'"
+    if kind.asks_timestep and not hasattr(type(pipe), "current_timestep"):
+        raise UsageError(
+            f"step cache {name!r} asks a pipeline for the timestep, which {_class_name(pipe)} does "
+            f"not tell; give the pipeline itself, or {instead}"
+        )
+    classes = {cls.__name__ for cls in type(_unwrapped(transformer)).__mro__}
+    if kind.batched_guidance and classes.isdisjoint(BATCHED_GUIDANCE):
+        raise UsageError(
+            f"step cache {name!r} needs both branches of the guidance in one batch, which not all "
+            f"pipelines of {_class_name(transformer)} make; {instead}"
+        )
 
+
+def _class_name(transformer: Any) -> str:
+    return type(_unwrapped(transformer)).__name__
+
+
+def _unwrapped(transformer: Any) -> Any:
+    """Return the model inside ``torch.compile(model)``."""
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+def _values(pipe: Any, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     kind = KINDS[name]
-    values = {**kind.fixed, **parameters}
-    if "taylor_factors_dtype" in values:
-        # Factors are differences of nearly equal tensors: bfloat16, the default, loses them.
-        values["taylor_factors_dtype"] = torch.float32
+    values = dict(kind.defaults)
     if kind.asks_timestep:
         values["current_timestep_callback"] = lambda: pipe.current_timestep
+    return _typed({**values, **parameters})
+
+
+def _typed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with a dtype for its name, which is all that a file can hold."""
+    import torch
+
+    values, key = dict(parameters), "taylor_factors_dtype"
+    if key in values:
+        dtype = getattr(torch, str(values[key]).removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise UsageError(f"{key}={values[key]!r} is no dtype; use float32, bfloat16 or float16")
+        values[key] = dtype
     return values

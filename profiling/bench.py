@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vidsparse.files import write_text
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_sparse_attention import Impl
 from vidsparse.kernels.launch import architecture
@@ -205,28 +206,6 @@ def bench_rows(
         yield from bench_case(case, impls, device, repeats=repeats)
 
 
-def bench_kernels(
-    cases: Sequence[KernelCase] | None = None,
-    *,
-    impls: Sequence[Impl] | None = None,
-    device: torch.device | str | None = None,
-    repeats: int = 20,
-) -> dict[str, Any]:
-    """Measure kernels and return ``{"meta": ..., "rows": [...]}``.
-
-    Args:
-        cases: shapes; by default those made for the device.
-        impls: implementations; by default all that can be fast on the device.
-        device: where to run; a GPU if there is one.
-        repeats: timed runs of each function.
-    """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = bench_rows(
-        cases or default_cases(where), impls or default_impls(where), where, repeats=repeats
-    )
-    return {"meta": run_meta(where), "rows": list(rows)}
-
-
 def default_cases(device: torch.device) -> tuple[KernelCase, ...]:
     """Return the cases made for a device."""
     return CPU_CASES if architecture(device) == "cpu" else GPU_CASES
@@ -286,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json:
             # Rewritten after every row: a crash in a later case loses nothing.
             document = {"meta": run_meta(device, _command(options)), "rows": rows}
-            options.json.write_text(json.dumps(document, indent=1) + "\n")
+            write_text(options.json, json.dumps(document, indent=1) + "\n")
     sys.stdout.write(table(rows) + "\n")
     return 0
 

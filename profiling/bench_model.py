@@ -38,6 +38,8 @@ from vidsparse.schedule import DenseSchedule
 # One dense step and five sparse ones stand for a run of 50: both searches of AdaSpa fall in them.
 _SPARSE_STEPS = 5
 _DENSE = "dense"
+# What a method learns belongs to its planning, and orders are left as they are entered.
+_PART = {"observe": "plan", "restore": "permute"}
 _GIB = 2**30
 
 
@@ -50,7 +52,7 @@ class TimedRecorder(CallRecorder):
     def mark(self, part: str) -> None:
         """End a part of a call on the clock."""
         if self.clock is not None:
-            self.clock.mark(part)
+            self.clock.mark(_PART.get(part, part))
 
 
 @dataclass

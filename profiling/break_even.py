@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vidsparse.attention import attend_permuted, dense_attention, restore_output
+from vidsparse.attention import attend_and_learn, dense_attention
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, build_method
@@ -115,9 +115,7 @@ def _times(
         if plan is None:
             dense_attention(q, k, v)
             return
-        output = attend_permuted(q, k, v, plan)
-        method.observe(output, plan, site, state)
-        restore_output(output, plan)
+        attend_and_learn(method, plan, q, k, v, site, state)
 
     both = {"dense": lambda: dense_attention(q, k, v), "sparse": sparse}
     found = time_interleaved(both, q.device, repeats=repeats, warmup_ms=20.0)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.attention_output import AttentionOutput
-from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
+from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, of_head
 from vidsparse.kernels.ragged_block_mask import block_of_token
 from vidsparse.layout import inverse_order
 from vidsparse.plan import AttentionPlan
@@ -41,7 +41,7 @@ def check_sampled_rows(
     places = torch.linspace(0, S - 1, min(rows, S), device=q.device).long()
     for index in torch.linspace(0, B * H - 1, min(heads, B * H)).long().tolist():
         b, h = divmod(index, H)
-        kept, columns = _kept_blocks(plan, places, b, h)
+        kept, columns = kept_blocks(plan, places, b, h)
         keys, values = k[b, h].double(), v[b, h].double()
         scores = q[b, h, places].double() @ keys.T * D**-0.5
         scores = scores.masked_fill(~kept[:, columns], -torch.inf)
@@ -69,8 +69,8 @@ def check_sampled_rows(
             raise AssertionError(f"head {h} of row {b}: relative error {worst:.3g} of the output")
 
 
-def kept_keys(plan: AttentionPlan, places: Tensor, b: int, h: int) -> Tensor:
-    """Return which keys the plan keeps for some queries of one head.
+def kept_blocks(plan: AttentionPlan, places: Tensor, b: int, h: int) -> tuple[Tensor, Tensor]:
+    """Return what a plan keeps for some queries of one head.
 
     Args:
         plan: the plan.
@@ -79,20 +79,14 @@ def kept_keys(plan: AttentionPlan, places: Tensor, b: int, h: int) -> Tensor:
         h: head.
 
     Returns:
-        (R, S) bool, keys in natural order.
+        Kept key blocks (R, Nkv) bool, and the block (S,) of each key, keys in natural order.
     """
-    kept, columns = _kept_blocks(plan, places, b, h)
-    return kept[:, columns]
-
-
-def _kept_blocks(plan: AttentionPlan, places: Tensor, b: int, h: int) -> tuple[Tensor, Tensor]:
-    """Return kept key blocks (R, Nkv) bool of some queries, and the block (S,) of each key."""
     rows, columns = _blocks_of_tokens(plan.mask, b, h, places.device)
-    kept = _of_head(plan.mask.to_dense(), b, h)
+    kept = of_head(plan.mask.to_dense(), b, h)
     if plan.q_order is not None:
-        places = inverse_order(_of_head(plan.q_order, b, h))[places].long()
+        places = inverse_order(of_head(plan.q_order, b, h))[places].long()
     if plan.kv_order is not None:
-        columns = columns[inverse_order(_of_head(plan.kv_order, b, h)).long()]
+        columns = columns[inverse_order(of_head(plan.kv_order, b, h)).long()]
     return kept[rows[places]], columns
 
 
@@ -105,9 +99,5 @@ def _blocks_of_tokens(
             torch.arange(mask.seq_q, device=device) // mask.block_q,
             torch.arange(mask.seq_kv, device=device) // mask.block_kv,
         )
-    q_offsets, kv_offsets = _of_head(mask.q_offsets, b, h), _of_head(mask.kv_offsets, b, h)
+    q_offsets, kv_offsets = of_head(mask.q_offsets, b, h), of_head(mask.kv_offsets, b, h)
     return block_of_token(q_offsets, mask.seq_q), block_of_token(kv_offsets, mask.seq_kv)
-
-
-def _of_head(x: Tensor, b: int, h: int) -> Tensor:
-    return x[b if x.shape[0] > 1 else 0, h if x.shape[1] > 1 else 0]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask, block_sizes
-from vidsparse.kernels.launch import block_sizes as kernel_blocks
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout, pixel_major_order
 from vidsparse.methods.blocks import tile_geometry
+from vidsparse.methods.head_rates import text_share
 from vidsparse.methods.svg import SVG
 from vidsparse.methods.svg2 import Svg2
 from vidsparse.methods.windows import choose_tile
@@ -156,7 +157,7 @@ def _pixel_major(call: Look) -> AttentionPlan:
 
 
 def _tiled(call: Look) -> AttentionPlan:
-    tile = choose_tile(call.layout.grid, min(kernel_blocks(call.q.device, call.q.shape[3])))
+    tile = choose_tile(call.layout.grid, min(preferred_blocks(call.q.device)))
     geometry = tile_geometry(call.layout, tile, call.q.device, own=False)
     return geometry.plan(torch.ones_like(geometry.forced)[None, None])
 
@@ -168,13 +169,12 @@ def _clustered(call: Look) -> AttentionPlan:
 
 def _least_density(layout: VideoLayout) -> float:
     """Return a density that text leaves room for; all clusters are looked at anyway."""
-    text = 1 - layout.video_tokens**2 / layout.num_tokens**2
-    return min(1.0, text + 0.1)
+    return min(1.0, text_share(layout) + 0.1)
 
 
 def _all_blocks(call: Look) -> BlockMask:
     S = call.layout.num_tokens
-    block_q, block_kv = kernel_blocks(call.q.device, call.q.shape[3])
+    block_q, block_kv = preferred_blocks(call.q.device)
     every = torch.ones(1, 1, -(-S // block_q), -(-S // block_kv), dtype=torch.bool)
     return BlockMask.from_dense(
         every.to(call.q.device), block_q=block_q, block_kv=block_kv, seq_q=S, seq_kv=S

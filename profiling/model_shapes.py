@@ -53,7 +53,6 @@ class ModelShape:
         config: arguments of the class that differ from its defaults.
         text: text tokens that join the self-attention.
         rows: batch of a forward: 2 where guidance is batched.
-        method_preset: preset of the family, for reference.
         patch: tokens to latents, (frames, height, width).
     """
 

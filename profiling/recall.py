@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.block_mask import BlockMask, block_sizes
+from vidsparse.kernels.block_mask import BlockMask, block_sizes, of_head
 from vidsparse.kernels.block_statistics import block_mass
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.methods.budget import flat_top_k
@@ -27,7 +27,7 @@ def recall(q: Tensor, k: Tensor, plan: AttentionPlan) -> Tensor:
     kept = torch.empty(B, H, device=q.device)
     for b in range(B):
         for h in range(H):
-            chosen = _of_head(plan.mask.to_dense(), b, h)
+            chosen = of_head(plan.mask.to_dense(), b, h)
             kept[b, h] = (_head_mass(q, k, plan, b, h) * chosen).sum() / S
     return kept
 
@@ -82,15 +82,11 @@ def _head_mass(q: Tensor, k: Tensor, plan: AttentionPlan, b: int, h: int) -> Ten
     mask = plan.mask
     if isinstance(mask, BlockMask):
         return block_mass(q, k, block_q=mask.block_q, block_kv=mask.block_kv)
-    q_offsets, kv_offsets = (_of_head(x, b, h) for x in (mask.q_offsets, mask.kv_offsets))
+    q_offsets, kv_offsets = (
+        of_head(x, b, h)[None, None] for x in (mask.q_offsets, mask.kv_offsets)
+    )
     return block_mass(q, k, q_offsets=q_offsets, kv_offsets=kv_offsets)
 
 
 def _permuted(x: Tensor, order: Tensor | None, b: int, h: int) -> Tensor:
-    return x if order is None else permute_tokens(x, _of_head(order, b, h))
-
-
-def _of_head(x: Tensor, b: int, h: int) -> Tensor:
-    """Cut (B | 1, H | 1, ...) down to (1, 1, ...)."""
-    row, head = min(b, x.shape[0] - 1), min(h, x.shape[1] - 1)
-    return x[row : row + 1, head : head + 1]
+    return x if order is None else permute_tokens(x, of_head(order, b, h)[None, None])

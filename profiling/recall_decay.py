@@ -18,8 +18,8 @@ from torch import Tensor
 from vidsparse.api import enabled
 from vidsparse.attention import attend_permuted
 from vidsparse.errors import VidsparseError
-from vidsparse.generate import Sampling, settle_sampling
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.generate import Sampling, check_sampling, settle_sampling
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.loading import load_pipeline, pick_device, pick_dtype
 from vidsparse.methods.base import SparseMethod
@@ -80,7 +80,7 @@ class RecallWatch(SparseMethod):
         layers = {math.floor(share * site.num_layers) for share in _LAYERS}
         if site.branch == 0 and site.layer in layers:
             q, k, v = q[:1], k[:1], v[:1]
-            blocks = block_sizes(q.device, q.shape[3])
+            blocks = preferred_blocks(q.device)
             best = oracle_recall(q, k, self.density, *blocks).mean()
             for spec, method in self.methods.items():
                 plan = _mask_after(method, (q, k, v), layout, site, state[spec])
@@ -198,6 +198,7 @@ def _run(options: argparse.Namespace) -> None:
     asked = Sampling(None, None, None, options.steps)
     sampling = settle_sampling(options.model, options.grid, asked)
     pipe = load_pipeline(options.model, device=device, dtype=pick_dtype(options.dtype, device))
+    check_sampling(pipe, sampling)
     with enabled(pipe, watch, dense_steps=options.dense_steps), torch.no_grad():
         pipe(
             prompt=list(grammar_prompts(1)),

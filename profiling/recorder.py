@@ -51,7 +51,7 @@ class CallRecorder:
             self.rows.append((site, density))
 
     def mark(self, part: str) -> None:
-        """Note that a part of a call has been queued: plan, permute or kernel.
+        """Note that a part of a call has been queued: plan, permute, kernel, observe or restore.
 
         Only a recorder that times calls does something here.
         """

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vidsparse.files import write_text
+
 Row = dict[str, Any]
 
 # What tells the points of a sweep or bench apart.
@@ -24,7 +26,7 @@ class RowFile:
     Args:
         path: the file; None only prints.
         meta: how the rows were measured; each row carries its device and commit.
-        append: keep the rows the file has; those of the same method, grid and density go.
+        append: keep the rows the file has; a row of the same point, by ``_KEY``, is replaced.
     """
 
     def __init__(self, path: Path | None, meta: dict[str, Any], *, append: bool = False) -> None:
@@ -40,8 +42,7 @@ class RowFile:
         sys.stdout.flush()
         self._rows = [old for old in self._rows if _point_key(old) != _point_key(row)] + [row]
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps({"meta": self._meta, "rows": self._rows}, indent=1))
+            write_text(self._path, json.dumps({"meta": self._meta, "rows": self._rows}, indent=1))
 
 
 def _point_key(row: Row) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vidsparse.attention import attend_permuted
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -106,5 +106,5 @@ def _recall(tokens: Captured, plan: AttentionPlan | None) -> float:
 
 
 def _oracle(tokens: Captured, density: float) -> float:
-    blocks = block_sizes(tokens.q.device, tokens.q.shape[-1])
+    blocks = preferred_blocks(tokens.q.device)
     return float(oracle_recall(tokens.q, tokens.k, density, *blocks).mean())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidsparse.api import enabled
 from vidsparse.errors import UsageError, VidsparseError
-from vidsparse.generate import Sampling, settle_sampling
+from vidsparse.generate import Sampling, check_sampling, settle_sampling
 from vidsparse.loading import load_pipeline, pick_device, pick_dtype
 from vidsparse.methods.base import SparseMethod
 from vidsparse.models.grammar import (
@@ -35,6 +35,7 @@ from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.sites import Capture, RecallJudge
+from vidsparse.prompts import read_prompts
 from vidsparse.quality import PSNR_OF_EQUAL_FRAMES, mean_psnr, psnr_per_frame
 
 
@@ -204,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--dense-steps", type=float, default=0.2)
-    parser.add_argument("--prompts", type=Path, help="text file, one prompt per line")
+    parser.add_argument("--prompts", type=Path, help="one prompt a line; # starts a comment")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--clips-at-once", type=int, help="all on a GPU, 1 on a CPU by default")
@@ -221,6 +222,7 @@ def _run(options: argparse.Namespace) -> None:
     dtype = pick_dtype(options.dtype, device)
     settings = _settings(options, device)
     pipe = load_pipeline(options.model, device=device, dtype=dtype)
+    check_sampling(pipe, settings.sampling)
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
     floor_pipe = None
     if not options.no_floor:
@@ -246,11 +248,13 @@ def _settings(options: argparse.Namespace, device: torch.device) -> SweepSetting
     asked = Sampling(options.height, options.width, options.num_frames, options.steps)
     sampling = settle_sampling(options.model, options.grid, asked)
     if options.prompts is not None:
-        prompts = tuple(line for line in options.prompts.read_text().splitlines() if line.strip())
+        prompts = tuple(read_prompts(options.prompts))
     else:
         prompts = grammar_prompts(options.clips)
     if len(prompts) < options.clips:
-        raise UsageError(f"{options.prompts} has {len(prompts)} prompts; --clips {options.clips}")
+        raise UsageError(
+            f"{options.prompts} has {len(prompts)} different prompts; --clips {options.clips}"
+        )
     return SweepSettings(
         prompts=prompts[: options.clips],
         seeds=tuple(range(options.clips)),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
+from vidsparse.attention import attend_and_learn, run_plan
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan, CallSite
@@ -65,7 +65,7 @@ class TimedCalls:
         Args:
             step: denoising step, of 50.
             state: the method's.
-            check: compare the output with attention under the plan's mask first.
+            check: compare what the plan gives with attention under its mask first.
 
         Returns:
             The clock with its marks, and the plan's density on the device; None for a dense call.
@@ -74,48 +74,22 @@ class TimedCalls:
             AssertionError: the output is wrong.
         """
         clock = Clock(self._device)
-        plan, output = self._call(step, state, clock)
-        if check and plan is not None and output is not None:
-            check_sampled_rows(*self._qkv, plan, output)
+        plan = self._call(step, state, clock)
+        if check and plan is not None:
+            # Once more: what the call gave may be an anchor's dense output, or corrected.
+            check_sampled_rows(*self._qkv, plan, run_plan(*self._qkv, plan))
         clock.mark("rest")
         self._dense()
         clock.mark("dense")
         return clock, None if plan is None else plan.density()
 
-    def _call(
-        self, step: int, state: Any, clock: Clock
-    ) -> tuple[AttentionPlan | None, AttentionOutput | None]:
-        from vidsparse.attention import dense_attention, restore_output
-
+    def _call(self, step: int, state: Any, clock: Clock) -> AttentionPlan | None:
         site = CallSite("transformer", 1, 2, step, NUM_STEPS, 1 - step / NUM_STEPS, 0, 0)
         plan = self._method.decide(*self._qkv, self._case.layout, site, state)
         clock.mark("plan")
-        if plan is None:
-            return None, None
-        moved = plan.moved(*self._qkv[1:])
-        tokens = plan.in_order(*self._qkv) if moved is None else self._qkv
-        clock.mark("permute")
-        output = block_sparse_attention(
-            *tokens,
-            plan.mask,
-            stats_lse=plan.stats_lse,
-            running=plan.running,
-            compensate=plan.compensate,
-            tangents=plan.tangents,
-            moved=moved,
-        )
-        clock.mark("kernel")
-        self._method.observe(output, plan, site, state)
-        clock.mark("observe")
-        restored = restore_output(output, plan) if moved is None else output
-        if plan.correction is not None:
-            _ = restored.out + plan.correction
-        clock.mark("restore")
-        if plan.anchor:
-            exact = dense_attention(*self._qkv)
-            self._method.compare(exact, restored.out, plan, site, state)
-            clock.mark("observe")
-        return plan, restored
+        if plan is not None:
+            attend_and_learn(self._method, plan, *self._qkv, site, state, mark=clock.mark)
+        return plan
 
 
 def part_times(clocks: list[Clock]) -> dict[str, float]:

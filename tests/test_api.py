@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,8 @@ class Interrupting(SparseMethod):
 
 
 @pytest.fixture(scope="module")
-def wan() -> Iterator[TinyPipeline]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield testing.wan(head_dim=16)
-    torch.set_num_threads(threads)
+def wan() -> TinyPipeline:
+    return testing.wan(head_dim=16)
 
 
 def run(tiny: TinyPipeline, seed: int = 0) -> torch.Tensor:
@@ -135,6 +131,16 @@ def test_summary_reports_what_states_hold(wan: TinyPipeline) -> None:
     assert summary.sparse_calls == 16
     assert summary.state_bytes == held > 0
     assert str(summary).splitlines()[-1].split() == ["state", f"{held / 2**20:.1f}", "MiB"]
+
+
+def test_reset_counts_forgets_what_states_held_before(wan: TinyPipeline) -> None:
+    with vidsparse.enabled(wan.pipe, "adaspa", density=0.3, dense_steps=1) as handle:
+        wan.latents(steps=4, changes=LARGE)
+        # Too small to be sparse: the states of the large video are dropped.
+        wan.latents()
+        assert handle.summary().state_bytes > 0
+        handle.reset_counts()
+        assert handle.summary().state_bytes == 0
 
 
 def test_small_grids_stay_dense(wan: TinyPipeline) -> None:

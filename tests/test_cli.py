@@ -285,6 +285,11 @@ BAD = {
         ("compare", "--device", "cpu", "--impl", "gluon"),
         "impl 'gluon' cannot run on cpu",
     ),
+    "kernel of another device in a preset": (
+        ("compare", "--device", "cpu", "--preset", "gluon.toml"),
+        "impl 'gluon' cannot run on cpu",
+    ),
+    "no steps to check": (("models", "--check", "tiny", "--steps", "0"), "--steps 0 must be"),
     "no rate": (("compare", "--fps", "0"), "--fps"),
     "negative seed": (("compare", "--seed", "-1"), "--seed"),
     "missing preset": (("compare", "--preset", "none.json"), "no preset file"),
@@ -323,10 +328,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "gluon.toml").write_text('impl = "gluon"')
     monkeypatch.chdir(tmp_path)
     arguments, expected = BAD[name]
     assert_refused(run(*arguments), expected)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "tests"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "gluon.toml", "tests"]
 
 
 @NO_GPU

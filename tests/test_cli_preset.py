@@ -50,6 +50,20 @@ def test_validate_checks_cache_and_bands(tmp_path: Path) -> None:
         run("validate", file)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('impl = "cuda"', "unknown impl 'cuda'; choose one of auto, reference"),
+        ('precision = "9bit"', "unknown precision '9bit'; choose one of native"),
+    ],
+)
+def test_validate_checks_impl_and_precision(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        run("validate", file)
+
+
 @pytest.mark.parametrize("suffix", ["toml", "json"])
 def test_export_writes_either_format(tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"mine.{suffix}"

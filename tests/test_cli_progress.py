@@ -6,7 +6,7 @@ from vidsparse.cli_progress import TimeLeft, clip_progress, duration_left
 from vidsparse.clips import Scene
 from vidsparse.compare import Progress
 from vidsparse.errors import UsageError
-from vidsparse.prompts import read_scenes
+from vidsparse.prompts import read_prompts, read_scenes
 
 
 def test_time_left_leaves_the_warm_up_out() -> None:
@@ -44,6 +44,7 @@ def test_prompts_come_from_a_file_with_every_seed(tmp_path: Path) -> None:
     assert read_scenes(["a fox"], file, 5, 2) == [
         Scene(prompt, seed) for prompt in ("a fox", "a cat", "a dog") for seed in (5, 6)
     ]
+    assert read_prompts(file) == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize("data", [b"", b"# nothing\n", b"\xff\xfe\x00"])

@@ -2,24 +2,16 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from vidsparse.cli import app
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.pipelines import testing
+from vidsparse.tuning.cost import Cost
 from vidsparse.tuning.prompts import GENERAL, scenes_for
 
 SIZE = ("--height", "192", "--width", "192", "--num-frames", "9", "--steps", "4")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,7 @@ def run(*arguments: object) -> str:
         (("--min-psnr", 28, "--method", "svgg"), r"unknown method 'svgg'; did you mean 'svg'\?"),
         (("--min-psnr", 28, "--clips", 0), "give at least 1 of each"),
         (("--min-psnr", 28, "--floor", "x"), "unknown --floor 'x'"),
-        (("--min-psnr", 28, "--prompts", "/nowhere/p.txt"), "cannot read the prompts in"),
+        (("--min-psnr", 28, "--prompts", "/nowhere/p.txt"), "cannot read prompts from"),
         (("--min-psnr", 28, "--model", "nope"), "unknown model 'nope'"),
     ],
 )
@@ -54,10 +46,10 @@ def test_bad_input_is_refused_before_anything_is_loaded(arguments, message):
 
 def test_empty_or_short_prompt_files_are_refused(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text("\n  \n")
-    with pytest.raises(UsageError, match="holds no prompt; write one per line"):
+    file.write_text("\n  \n# none\n")
+    with pytest.raises(UsageError, match="holds no prompt; write one a line"):
         scenes_for("x", file, tuning=1, held_out=1)
-    file.write_text("a cat\na dog\na cat\n")
+    file.write_text("# pets\na cat\na dog\na cat\n")
     with pytest.raises(UsageError, match="2 different prompts, but 2 to tune on and 1 held out"):
         scenes_for("x", file, tuning=2, held_out=1)
 
@@ -83,6 +75,21 @@ def test_dry_run_predicts_and_writes_nothing(model, tmp_path):
     assert 0 < found["least"] < found["most"]
     assert found["least_seconds"] == pytest.approx(found["least"] * found["dense_seconds"])
     assert not out.exists()
+
+
+def test_dry_run_counts_the_caches_that_are_tried(model, tmp_path, monkeypatch):
+    options = ("--model", model, *SIZE, "--min-psnr", 28, "--dry-run", "--json", "--out", tmp_path)
+    told = []
+
+    def note(*_, caches, **__):
+        told.append(caches)
+        return Cost(1.0, 1.0, 1.0, 1)
+
+    monkeypatch.setattr("vidsparse.tuning.cost.predict_cost", note)
+    monkeypatch.setattr("vidsparse.tuning.settings.CACHES", ("first_block", "taylorseer", "pab"))
+    run(*options)
+    run(*options, "--no-caches")
+    assert told == [3, 0]
 
 
 def test_tune_writes_a_preset_for_this_model(model, tmp_path):

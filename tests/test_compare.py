@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,19 @@ import torch
 
 from vidsparse.clips import FolderClips, Forgetful, MemoryClips
 from vidsparse.compare import Comparison, Contender, Judges, Progress, Scene, compare
+from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.floors import floor_contender
-from vidsparse.generate import Clip, DenoiseTimer, Sampling, sample
+from vidsparse.generate import (
+    Clip,
+    DenoiseTimer,
+    Sampling,
+    check_sampling,
+    sample,
+    settle_sampling,
+)
 from vidsparse.pipelines.testing import wan
+from vidsparse.precision import attend_8bit
 from vidsparse.quality import Lpips, ssim_per_frame
 from vidsparse.request import SparseRequest, parse_count_or_share, parse_method
 from vidsparse.video import to_float, to_uint8
@@ -158,6 +168,54 @@ def test_floor_and_context_are_part_of_the_comparison(pipe: Any) -> None:
     assert "dB" in method["reason"]
 
 
+@pytest.fixture
+def preset(tmp_path: Path) -> str:
+    path = tmp_path / "mine.json"
+    SparseConfig(
+        method="random",
+        parameters={"density": 0.5},
+        dense_steps=1,
+        impl="reference",
+        precision="8bit-sparse",
+        cache={"name": "taylorseer", "parameters": {"cache_interval": 2}},
+    ).save(path)
+    return str(path)
+
+
+def test_impl_and_precision_of_a_preset_hold_unless_given(pipe: Any, preset: str) -> None:
+    request = SparseRequest("", None, preset=preset)
+    for options, impl, precision in (
+        ({}, "reference", "8bit-sparse"),
+        ({"impl": "auto", "precision": "native"}, "auto", "native"),
+    ):
+        with replace(request, **options).enable(pipe) as handle:
+            assert (handle._attention.impl, handle._attention.precision) == (impl, precision)
+    assert parse_method("svg", PLAIN).impl is None
+
+
+def test_watched_sites_have_the_settings_of_the_clips(
+    pipe: Any, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, sampling = SparseRequest("", None, preset=preset), replace(SAMPLING, steps=8)
+    seen: list[Any] = []
+
+    def note(*args: Any, impl: Any) -> Any:
+        seen.append(impl)
+        return attend_8bit(*args, impl=impl)
+
+    monkeypatch.setattr("vidsparse.attention.attend_8bit", note)
+    with request.enable(pipe, record_sites=True) as handle:
+        sample(pipe, "x", sampling, seed=0)
+        sparse = [s for s, kept in handle.recorder.rows if isinstance(kept, torch.Tensor)]
+    calls = len(seen)
+    found = watch_sites(pipe, request, "x", sampling, seed=0)
+    assert seen == ["reference"] * (2 * calls)
+    assert not pipe.transformer.is_cache_enabled
+    (table,) = found["transformers"]
+    # The cache leaves whole steps out, in the clip and in its map.
+    assert table["steps"] == sorted({site.step for site in sparse}) != list(range(1, 8))
+
+
 def test_watched_sites_give_density_and_recall_by_head(pipe: Any) -> None:
     request = parse_method("random:density=0.5", PLAIN)
     found = watch_sites(pipe, request, "x", SAMPLING, seed=0)
@@ -168,6 +226,14 @@ def test_watched_sites_give_density_and_recall_by_head(pipe: Any) -> None:
     assert density == pytest.approx(0.5, abs=0.1)
     assert ((recall > 0.2) & (recall < 0.9)).all()
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["height", "width", "num_frames", "steps"])
+def test_zero_is_not_taken_for_not_given(pipe: Any, name: str) -> None:
+    settled = settle_sampling("tiny", None, Sampling(**{name: 0}))
+    assert getattr(settled, name) == 0
+    with pytest.raises(UsageError, match=f"{name}=0 must be"):
+        check_sampling(pipe, settled)
 
 
 def test_timer_spans_all_transformer_calls_and_leaves_no_hooks() -> None:

@@ -1,5 +1,6 @@
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def test_mistyped_parameter_names_the_nearest() -> None:
     config = SparseConfig(method="svg", parameters={"densty": 0.3})
     with pytest.raises(UsageError, match=r"no parameter 'densty'; did you mean 'density'\?"):
         config.build()
+
+
+@pytest.mark.parametrize(("key", "value"), [("impl", "cuda"), ("precision", "9bit")])
+def test_build_refuses_unknown_kernels_and_precisions(key: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown {key} '{value}'; choose one of "):
+        SparseConfig(**{key: value}).build()
 
 
 @pytest.mark.parametrize(
@@ -106,8 +113,27 @@ def test_every_shipped_preset_loads_and_says_where_it_comes_from() -> None:
 
 
 def test_unwritable_file_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot write preset"):
-        SparseConfig().save(tmp_path / "no" / "such" / "folder.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot write .*folder\.json: .*choose another folder"):
+        SparseConfig().save(tmp_path / "file" / "folder.json")
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    file = tmp_path / "no" / "such" / "folder.toml"
+    SparseConfig(method="oracle").save(file)
+    assert SparseConfig.load(file).method == "oracle"
+
+
+def test_an_interrupt_while_saving_leaves_the_file_alone(
+    tmp_path: Path, cut_off_writes: Callable[[], None]
+) -> None:
+    file = tmp_path / "mine.toml"
+    SparseConfig(method="oracle").save(file)
+    cut_off_writes()
+    with pytest.raises(KeyboardInterrupt):
+        SparseConfig(method="random").save(file)
+    assert SparseConfig.load(file).method == "oracle"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_parameter_json_cannot_hold_leaves_the_file_alone(tmp_path: Path) -> None:

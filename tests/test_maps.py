@@ -76,7 +76,7 @@ def test_draft_shows_the_map_it_ranks(options, tokens):
     q, k, _ = tokens
     method = Draft(0.4, block=16, **options)
     maps, plan = maps_of("draft", {"block": 16, **options}, tokens)
-    geometry = method.geometry(LAYOUT, q.device, 16)
+    geometry = method.geometry(LAYOUT, q.device)
     expected = draft_map(q, k, geometry, second_moment=method.second_moment)[0, 2]
     np.testing.assert_allclose(maps.heads[1].estimate, expected, atol=1e-6)
     if not method.second_moment:

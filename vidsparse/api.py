@@ -16,7 +16,9 @@ from vidsparse.methods.base import SparseMethod, build_method, check_given
 from vidsparse.pipelines.attach import Attachment, attach, attachments_of
 from vidsparse.pipelines.step_cache import enable_step_cache
 from vidsparse.precision import Precision
+from vidsparse.preset_parts import StepCache
 from vidsparse.profiling.recorder import CallRecorder
+from vidsparse.request import check_impl, check_precision
 from vidsparse.schedule import DenseSchedule
 
 _P = ParamSpec("_P")
@@ -77,18 +79,12 @@ class Handle:
         recorder: counts, and one row per call with ``record_sites``.
     """
 
-    def __init__(
-        self,
-        attention: SparseAttention,
-        attachment: Attachment,
-        switch_cache_off: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, attention: SparseAttention, attachment: Attachment) -> None:
         self.method = attention.method
         self.schedule = attention.schedule
         self.recorder = attention.recorder
         self._attention = attention
         self._attachment = attachment
-        self._switch_cache_off = switch_cache_off
 
     def summary(self) -> CallSummary:
         """Return what happened since ``enable`` or ``reset_counts``; waits for the device."""
@@ -105,8 +101,9 @@ class Handle:
         )
 
     def reset_counts(self) -> None:
-        """Count from zero."""
+        """Count from zero; memory from what the states hold now."""
         self.recorder.reset()
+        self._attention.forget_most_bytes()
 
     @contextmanager
     def generation(self, *, num_steps: int | None = None) -> Iterator[None]:
@@ -130,10 +127,8 @@ class Handle:
             tracker.restart()
 
     def disable(self) -> None:
-        """Restore the processors and remove all hooks; harmless a second time."""
+        """Restore the processors, remove all hooks and the cache; harmless a second time."""
         self._attachment.detach()
-        if self._switch_cache_off is not None:
-            self._switch_cache_off()
 
     def __enter__(self) -> "Handle":
         return self
@@ -203,19 +198,24 @@ def enable(
     attention = SparseAttention(
         method=chosen,
         schedule=schedule,
-        impl=_impl(_first(impl, base.impl)),
-        precision=_precision(_first(precision, base.precision)),
+        impl=Impl(check_impl(_first(impl, base.impl))),
+        precision=Precision(check_precision(_first(precision, base.precision))),
         recorder=CallRecorder(keep_sites=record_sites),
     )
     attachment = attach(pipe_or_transformer, attention)
-    if base.cache is None:
-        return Handle(attention, attachment)
+    if base.cache is not None:
+        _add_cache(attachment, pipe_or_transformer, base.cache)
+    return Handle(attention, attachment)
+
+
+def _add_cache(attachment: Attachment, pipe_or_transformer: Any, cache: StepCache) -> None:
     try:
-        switch_off = enable_step_cache(pipe_or_transformer, base.cache.name, base.cache.parameters)
-    except UsageError:
+        attachment.when_detached(
+            enable_step_cache(pipe_or_transformer, cache.name, cache.parameters)
+        )
+    except BaseException:
         attachment.detach()
         raise
-    return Handle(attention, attachment, switch_off)
 
 
 def _temporarily(
@@ -265,22 +265,6 @@ def _replace(method: SparseMethod, given: dict[str, Any]) -> SparseMethod:
                 f"method {method.name!r} has no parameter {key!r}; it has {', '.join(known)}"
             )
     return replace(method, **given)
-
-
-def _precision(name: str | Precision) -> Precision:
-    try:
-        return Precision(name)
-    except ValueError:
-        known = ", ".join(Precision)
-        raise UsageError(f"unknown precision {name!r}; choose one of {known}") from None
-
-
-def _impl(name: str | Impl) -> Impl:
-    try:
-        return Impl(name)
-    except ValueError:
-        known = ", ".join(Impl)
-        raise UsageError(f"unknown impl {name!r}; choose one of {known}") from None
 
 
 def _density(value: float | None) -> str:

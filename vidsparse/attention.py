@@ -28,10 +28,15 @@ DenseOp = Callable[[Tensor, Tensor, Tensor], Tensor]
 SHORT_SEQUENCE = 256
 
 
+def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend to everything with torch's default backend: (B, H, S, D) in and out."""
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
 def run_plan(
     q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, *, impl: Impl = Impl.AUTO
 ) -> AttentionOutput:
-    """Permute, attend to the kept blocks, restore.
+    """Permute, attend to the kept blocks, restore: the plan alone, without anchor or correction.
 
     Args:
         q: (B, H, S, D) queries in natural order.
@@ -51,6 +56,61 @@ def run_plan(
         return attend_in_order(q, k, v, plan, impl=impl, moved=moved)
     output = attend_permuted(q, k, v, plan, impl=impl)
     return restore_output(output, plan)
+
+
+def attend_and_learn(
+    method: SparseMethod,
+    plan: AttentionPlan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    site: CallSite,
+    state: Any,
+    *,
+    impl: Impl = Impl.AUTO,
+    eight_bit: bool = False,
+    dense: DenseOp = dense_attention,
+    mark: Callable[[str], None] = lambda part: None,
+) -> Tensor:
+    """Make one call as it was planned, and let the method see what came of it.
+
+    Args:
+        method: what planned.
+        plan: what ``method.decide`` returned for this call.
+        q: (B, H, S, D) queries in natural order.
+        k: (B, H, S, D) keys.
+        v: (B, H, S, D) values.
+        site: the call.
+        state: the method's.
+        impl: kernel implementation.
+        eight_bit: multiply in 8 bits.
+        dense: dense attention, for plans with an anchor.
+        mark: called when a part has been queued: permute, kernel, observe, restore.
+
+    Returns:
+        (B, H, S, D) in natural order; dense attention's where the plan has an anchor.
+    """
+    moved = None if eight_bit else plan.moved(k, v)
+    tokens = (q, k, v) if moved is not None else plan.in_order(q, k, v)
+    mark("permute")
+    if eight_bit:
+        output = attend_8bit(*tokens, plan, impl=impl)
+    else:
+        output = attend_in_order(*tokens, plan, impl=impl, moved=moved)
+    mark("kernel")
+    method.observe(output, plan, site, state)
+    mark("observe")
+    # Nobody reads the LSE any more.
+    out = output.out if moved is not None else restore_tokens(output.out, plan.q_order)
+    if plan.correction is not None and not plan.anchor:
+        out = out + plan.correction
+    mark("restore")
+    if not plan.anchor:
+        return out
+    exact = dense(q, k, v)
+    method.compare(exact, out, plan, site, state)
+    mark("observe")
+    return exact
 
 
 def attend_permuted(
@@ -91,11 +151,6 @@ def attend_in_order(
 def restore_output(output: AttentionOutput, plan: AttentionPlan) -> AttentionOutput:
     """Bring an output from the plan's query order back to the natural one."""
     return restore_attention(output, plan.q_order)
-
-
-def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend to everything with torch's default backend: (B, H, S, D) in and out."""
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 @dataclass
@@ -187,6 +242,10 @@ class SparseAttention:
         """Return the most bytes that the states held between two steps."""
         return max(self._most_bytes, self.state_bytes())
 
+    def forget_most_bytes(self) -> None:
+        """Let ``most_state_bytes`` begin anew, from what the states hold now."""
+        self._most_bytes = 0
+
     def _dense_reason(self, layout: VideoLayout, site: CallSite) -> str | None:
         if self.method.density >= 1:
             return "density 1"
@@ -209,32 +268,15 @@ class SparseAttention:
         if plan is None:
             self.recorder.record_dense(f"{self.method.name} asked for it", site)
             return dense(q, k, v)
-        self.recorder.mark("plan")
-        natural = (q, k, v) if plan.anchor else None
-        native = self._is_native(plan)
-        moved = plan.moved(k, v) if native else None
-        if moved is None:
-            q, k, v = plan.in_order(q, k, v)
-        self.recorder.mark("permute")
-        if native:
-            output = attend_in_order(q, k, v, plan, impl=self.impl, moved=moved)
-        else:
-            output = attend_8bit(q, k, v, plan, impl=self.impl)
-        self.recorder.mark("kernel")
-        self.method.observe(output, plan, site, state)
         if plan.dense_reason is not None:
             self.recorder.record_dense(plan.dense_reason, site)
         else:
             self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
         self.recorder.mark("plan")
-        # Only the output: nobody reads the LSE any more.
-        out = output.out if moved is not None else restore_tokens(output.out, plan.q_order)
-        self.recorder.mark("permute")
-        if natural is not None:
-            exact = dense(*natural)
-            self.method.compare(exact, out, plan, site, state)
-            return exact
-        return out if plan.correction is None else out + plan.correction
+        return attend_and_learn(
+            self.method, plan, q, k, v, site, state, impl=self.impl,
+            eight_bit=not self._is_native(plan), dense=dense, mark=self.recorder.mark,
+        )  # fmt: skip
 
     def _is_native(self, plan: AttentionPlan) -> bool:
         # A plan that keeps every block, to look at them, is no sparse call.

@@ -37,7 +37,9 @@ DenseLayers = Annotated[
     str | None, typer.Option(help="Layers that stay dense: a count (1) or a share (0.05).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Use a preset made for another model.")]
-Impl = Annotated[str, typer.Option(help="Kernel implementation, as in 'doctor'.")]
+Impl = Annotated[
+    str | None, typer.Option(help="Kernel implementation, as in 'doctor'; the preset's, or auto.")
+]
 Precision = Annotated[
     str | None, typer.Option(help="native, 8bit-sparse (sparse calls) or 8bit (dense calls too).")
 ]
@@ -49,7 +51,7 @@ def shared_request(
     preset: str | None,
     dense_steps: str | None,
     dense_layers: str | None,
-    impl: str,
+    impl: str | None,
     precision: str | None = None,
     *,
     force: bool = False,

@@ -31,7 +31,7 @@ def compare(
     force: common.Force = False,
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
-    impl: common.Impl = "auto",
+    impl: common.Impl = None,
     precision: common.Precision = None,
     prompt: Annotated[
         list[str] | None,

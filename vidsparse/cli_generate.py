@@ -27,7 +27,7 @@ def generate(
     force: common.Force = False,
     dense_steps: common.DenseSteps = None,
     dense_layers: common.DenseLayers = None,
-    impl: common.Impl = "auto",
+    impl: common.Impl = None,
     precision: common.Precision = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What it must not show.")] = None,
     grid: common.Grid = None,

@@ -146,6 +146,8 @@ def _check(
         raise UsageError(f"--check {model!r} is no bundled model; choose one of: {known}")
     if clips < 1:
         raise UsageError(f"--clips {clips} must be at least 1")
+    if steps is not None and steps < 1:
+        raise UsageError(f"--steps {steps} must be at least 1")
     settings = _check_settings(model, clips, seed, grid, steps, device)
     with common.waiting(f"loading {model}", quiet=json):
         pipe, other = _two_precisions(model, pick_device(device), dtype)
@@ -180,7 +182,7 @@ def _check_settings(
         height=size.height,
         width=size.width,
         num_frames=size.num_frames,
-        steps=asked.steps or info(model).steps,
+        steps=info(model).steps if asked.steps is None else asked.steps,
         guidance=info(model).guidance,
         batch=min(clips, batch_for(pick_device(device), size.tokens)),
     )

@@ -106,7 +106,7 @@ def measure(
     model: common.Model = "tiny",
     force: common.Force = False,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one prompt per line; built-in ones if not.")
+        Path | None, typer.Option(help="File with one prompt a line, # a comment; built-in if not.")
     ] = None,
     clips: Annotated[int, typer.Option(help="Clips, each with a prompt of its own.")] = 4,
     grid: common.Grid = None,

@@ -121,7 +121,7 @@ def _checked_picture(path: Path) -> Path:
 def _request(method: str, density: float | None, dense_steps: str | None) -> "SparseRequest":
     from vidsparse.request import parse_method
 
-    request = parse_method(method, common.shared_request(density, None, dense_steps, None, "auto"))
+    request = parse_method(method, common.shared_request(density, None, dense_steps, None, None))
     request.check()
     return request
 

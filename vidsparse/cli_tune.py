@@ -42,7 +42,7 @@ def tune(
     ] = False,
     keep: Annotated[int, typer.Option(min=1, help="Methods generated with, best first.")] = 3,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one prompt per line; built-in ones if not.")
+        Path | None, typer.Option(help="File with one prompt a line, # a comment; built-in if not.")
     ] = None,
     clips: Annotated[int, typer.Option(help="Clips to tune on.")] = 2,
     held_out: Annotated[int, typer.Option(help="Other clips to validate on.")] = 4,
@@ -204,13 +204,14 @@ def _save_preset(preset: "SparseConfig", out: Path) -> None:
 
 def _predict_cost(lab: "PipelineLab", request: _Request, *, json: bool) -> None:
     from vidsparse.tuning.cost import predict_cost
+    from vidsparse.tuning.settings import CACHES
 
     cost = predict_cost(
         lab,
         request.tuning,
         len(request.held_out),
         keep=request.keep,
-        caches=2 if request.caches else 0,
+        caches=len(CACHES) if request.caches else 0,
         methods=request.methods,
         steps=lab.sampling.steps or 1,
     )

@@ -101,15 +101,18 @@ class SparseConfig(Section):
         return _filled(values)
 
     def build(self) -> "tuple[SparseMethod, DenseSchedule]":
-        """Make the method and the schedule.
+        """Make the method and the schedule, and check the other settings.
 
         Raises:
-            UsageError: a parameter is unknown or out of range, bands are not in order, or the
-                method ignores densities and bands were given.
+            UsageError: a parameter, the impl or the precision is unknown, a parameter is out of
+                range, bands are not in order, or the method ignores densities and bands were given.
         """
         from vidsparse.methods.base import build_method
+        from vidsparse.request import check_impl, check_precision
         from vidsparse.schedule import DenseSchedule
 
+        check_impl(self.impl)
+        check_precision(self.precision)
         method = build_method(self.method, self.parameters)
         schedule = DenseSchedule(self.dense_steps, self.dense_layers, self.dense_above_sigma)
         return self.banded(method), schedule

@@ -24,3 +24,9 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" for a mistyped name, or nothing when none is near."""
     near = get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type's name where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -99,10 +99,10 @@ def settle_sampling(model: str, grid: str | None, asked: Sampling) -> Sampling:
         raise UsageError(f"model {model!r} has no grid {grid!r}; it has {', '.join(card.grids)}")
     size = card.grids[name]
     return Sampling(
-        height=asked.height or size.height,
-        width=asked.width or size.width,
-        num_frames=asked.num_frames or size.num_frames,
-        steps=asked.steps or card.steps,
+        height=size.height if asked.height is None else asked.height,
+        width=size.width if asked.width is None else asked.width,
+        num_frames=size.num_frames if asked.num_frames is None else asked.num_frames,
+        steps=card.steps if asked.steps is None else asked.steps,
         guidance=card.guidance if asked.guidance is None else asked.guidance,
         negative_prompt=asked.negative_prompt,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vidsparse import models
-from vidsparse.errors import UsageError
+from vidsparse.errors import UsageError, first_line
 from vidsparse.models.precision import default_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -127,5 +127,4 @@ def _load_folder(folder: Path, model: str, dtype: torch.dtype) -> Any:
                 folder, torch_dtype=dtype, local_files_only=True
             )
     except (OSError, ValueError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"model {model!r} cannot be loaded: {first}") from error
+        raise UsageError(f"model {model!r} cannot be loaded: {first_line(error)}") from error

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.block_statistics import block_means
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
@@ -192,7 +192,7 @@ def _head_map(
     density = float((kept * pairs).sum()) / q.shape[2] ** 2
     # Unequal blocks are best chosen by what a pair of tokens is worth.
     best = flat_top_k(mass / pairs.clamp(min=1), density, rows, columns)
-    raster = oracle_recall(q, k, density, *block_sizes(q.device, q.shape[3]))
+    raster = oracle_recall(q, k, density, *preferred_blocks(q.device))
     return HeadMap(
         head=head,
         estimate=estimate[0, 0].cpu().numpy(),
@@ -210,7 +210,7 @@ def _estimate(
 ) -> Tensor:
     if not isinstance(method, Draft):
         return block_map(q, k, plan)
-    geometry = method.geometry(layout, q.device, q.shape[3])
+    geometry = method.geometry(layout, q.device)
     return draft_map(q, k, geometry, second_moment=method.second_moment)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import UsageError
+from vidsparse.files import write_text
 
 SUFFIXES = (".toml", ".json")
 
@@ -32,8 +33,8 @@ def write_values(path: Path, values: Mapping[str, Any]) -> None:
     """Write a table as a preset file, whole or not at all.
 
     Args:
-        path: ends in .toml or .json.
-        values: nested tables; None is left out of TOML at the top level and in sections.
+        path: ends in .toml or .json; its folder is made when missing.
+        values: nested tables; TOML holds no None.
 
     Raises:
         UsageError: the name has another ending, the file cannot be written, or a value cannot be
@@ -43,9 +44,9 @@ def write_values(path: Path, values: Mapping[str, Any]) -> None:
         raise UsageError(f"cannot write preset {path}: its name must end in .toml or .json")
     try:
         made = json.dumps(values, indent=2) + "\n" if path.suffix == ".json" else to_toml(values)
-        path.write_text(made, encoding="utf-8")
-    except (OSError, TypeError) as error:
+    except TypeError as error:
         raise UsageError(f"cannot write preset {path}: {error}") from None
+    write_text(path, made)
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vidsparse.config import SparseConfig
-from vidsparse.errors import UsageError
+from vidsparse.errors import UsageError, first_line
 
 DEFAULT_FILE = "vidsparse.toml"
 
@@ -34,7 +34,7 @@ def pull(repo: str, out: Path, *, file: str = DEFAULT_FILE, revision: str | None
     try:
         found = hf_hub_download(repo, file, revision=revision)
     except HFValidationError as error:
-        raise UsageError(_first_line(error)) from None
+        raise UsageError(first_line(error)) from None
     except RepositoryNotFoundError:
         raise UsageError(
             f"there is no repository {repo!r} on the Hub, or it is private: run hf auth login"
@@ -74,10 +74,10 @@ def push(preset: str | Path, repo: str, *, file: str = DEFAULT_FILE) -> str:
         api.create_repo(repo, exist_ok=True)
         done = api.upload_file(path_or_fileobj=content, path_in_repo=file, repo_id=repo)
     except HFValidationError as error:
-        raise UsageError(_first_line(error)) from None
+        raise UsageError(first_line(error)) from None
     except HfHubHTTPError as error:
         raise UsageError(
-            f"the Hub refused {repo!r}: {_first_line(error)}; run hf auth login"
+            f"the Hub refused {repo!r}: {first_line(error)}; run hf auth login"
         ) from None
     except _network_errors() as error:
         raise _offline(repo, error) from None
@@ -100,10 +100,6 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 def _offline(repo: str, error: Exception) -> UsageError:
     return UsageError(
-        f"cannot reach the Hugging Face Hub for {repo!r} ({_first_line(error)[:120]}); check the "
+        f"cannot reach the Hugging Face Hub for {repo!r} ({first_line(error)[:120]}); check the "
         "network, or copy the file and give its path"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -20,16 +20,21 @@ def read_scenes(prompts: list[str], file: Path | None, seed: int, seeds: int) ->
     """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds} must be at least 1")
-    unique = dict.fromkeys([*prompts, *([] if file is None else _prompts_in(file))])
+    unique = dict.fromkeys([*prompts, *([] if file is None else read_prompts(file))])
     return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
 
 
-def _prompts_in(file: Path) -> list[str]:
+def read_prompts(file: Path) -> list[str]:
+    """Return the different prompts of a file in their order, one a line; # starts a comment.
+
+    Raises:
+        UsageError: the file cannot be read or holds no prompt.
+    """
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read prompts from {file}: {error}") from error
-    found = [line for line in lines if line and not line.startswith("#")]
+    found = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
     if not found:
         raise UsageError(f"{file} holds no prompt; write one a line")
-    return found
+    return list(found)

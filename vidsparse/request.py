@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from vidsparse.api import Handle
+    from vidsparse.methods.base import SparseMethod
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SparseRequest:
     preset: str | None = None
     dense_steps: float | int | None = None
     dense_layers: float | int | None = None
-    impl: str = "auto"
+    impl: str | None = None
     precision: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     force: bool = False
@@ -65,17 +66,27 @@ class SparseRequest:
         """
         from vidsparse.profiling.doctor import kernel_support
 
-        if self.impl == "auto":
+        impl = check_impl(self._impl())
+        if impl == "auto":
             return
-        rows = {row.impl: row for row in kernel_support(device)}
-        if self.impl not in rows:
-            raise UsageError(f"unknown impl {self.impl!r}; choose one of auto, {', '.join(rows)}")
-        if not rows[self.impl].head_sizes:
-            why = "; ".join(rows[self.impl].why_not)
-            raise UsageError(f"impl {self.impl!r} cannot run on {device}: {why}")
+        row = next(row for row in kernel_support(device) if row.impl == impl)
+        if not row.head_sizes:
+            raise UsageError(f"impl {impl!r} cannot run on {device}: {'; '.join(row.why_not)}")
+
+    def _impl(self) -> str:
+        from vidsparse.config import SparseConfig
+
+        if self.impl is not None:
+            return self.impl
+        return (SparseConfig() if self.preset is None else SparseConfig.load(self.preset)).impl
 
     def enable(
-        self, pipe: Any, *, record_sites: bool = False, all_sparse: bool = False
+        self,
+        pipe: Any,
+        *,
+        record_sites: bool = False,
+        all_sparse: bool = False,
+        instead: "SparseMethod | None" = None,
     ) -> "Handle":
         """Attach the method to a pipeline.
 
@@ -83,6 +94,7 @@ class SparseRequest:
             pipe: the pipeline.
             record_sites: see ``vidsparse.enable``.
             all_sparse: keep no step and layer dense, for warm-ups.
+            instead: attached in place of the method, with all other options and the preset's.
 
         Raises:
             UnsupportedPipelineError: no model family knows the pipeline.
@@ -92,8 +104,8 @@ class SparseRequest:
 
         return vidsparse.enable(
             pipe,
-            self.method,
-            density=self.density,
+            self.method if instead is None else instead,
+            density=self.density if instead is None else None,
             preset=self.preset,
             dense_steps=0 if all_sparse else self.dense_steps,
             dense_layers=0 if all_sparse else self.dense_layers,
@@ -101,7 +113,7 @@ class SparseRequest:
             impl=self.impl,
             precision=self.precision,
             record_sites=record_sites,
-            parameters=self.parameters or None,
+            parameters=self.parameters if instead is None else None,
             force=self.force,
         )
 
@@ -128,6 +140,19 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
 
 
 _SHARED = ("density", "dense_steps", "dense_layers")
+
+
+def check_impl(name: str) -> str:
+    """Return the name of a kernel implementation.
+
+    Raises:
+        UsageError: it is unknown.
+    """
+    from vidsparse.kernels.block_sparse_attention import Impl
+
+    if name not in list(Impl):
+        raise UsageError(f"unknown impl {name!r}; choose one of {', '.join(Impl)}")
+    return name
 
 
 def check_precision(name: str) -> str:

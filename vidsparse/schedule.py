@@ -14,8 +14,8 @@ class DenseSchedule:
     A larger value costs speed and gains quality.
 
     Attributes:
-        dense_steps: share of the steps in [0, 1) as a float, or a count as an int.
-        dense_layers: share of the layers in [0, 1) as a float, or a count as an int.
+        dense_steps: share of the steps in [0, 1] as a float, or a count as an int.
+        dense_layers: share of the layers in [0, 1] as a float, or a count as an int.
         dense_above_sigma: steps whose noise level lies above this are dense too, in [0, 1];
             needs no number of steps.
 

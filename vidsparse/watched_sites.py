@@ -74,25 +74,18 @@ def watch_sites(
 ) -> dict[str, Any]:
     """Generate one untimed clip and return density and recall by step, layer and head.
 
+    Settings are those of timed clips, a preset's step cache included: calls it skips have no row.
+
     Returns:
         JSON values, see ``site_tables``.
 
     Raises:
         UsageError: the method cannot be attached.
     """
-    import vidsparse
-
     with request.enable(pipe) as handle:
-        inner, schedule = handle.method, handle.schedule
+        inner = handle.method
     watched = WatchedSites(inner.density, inner=inner)
-    with vidsparse.enabled(
-        pipe,
-        watched,
-        dense_steps=schedule.dense_steps,
-        dense_layers=schedule.dense_layers,
-        dense_above_sigma=schedule.dense_above_sigma,
-        impl=request.impl,
-    ):
+    with request.enable(pipe, instead=watched):
         sample(pipe, prompt, sampling, seed=seed)
     return {"transformers": site_tables(watched.rows)}
 

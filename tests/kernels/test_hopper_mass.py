@@ -185,12 +185,12 @@ def test_hopper_takes_this_kernel_by_itself(
     gpu_generator: torch.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     q, k, lse = make_case((1, 1, 200, 200, 88, 64, 64), gpu_generator)
-    with caplog.at_level("INFO", logger="vidsparse.kernels.block_statistics"):
+    with caplog.at_level("INFO", logger="vidsparse.kernels.backends"):
         chosen = block_mass(q, k, lse, block_q=64, block_kv=64)
     assert "head size 88: gluon" in caplog.text
     asked = block_mass(q, k, lse, block_q=64, block_kv=64, impl=Impl.GLUON)
     assert torch.equal(chosen, asked)
-    with caplog.at_level("INFO", logger="vidsparse.kernels.block_statistics"):
+    with caplog.at_level("INFO", logger="vidsparse.kernels.backends"):
         block_mass(q, k, lse, block_q=40, block_kv=64)
     assert "triton (gluon: query blocks of 40 tokens; use a multiple of 16)" in caplog.text
 

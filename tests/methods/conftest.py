@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vidsparse.attention import run_plan
 from vidsparse.layout import inverse_order
 from vidsparse.plan import CallSite
 
@@ -17,6 +18,32 @@ def site(step=5, layer=3, branch=0, generation=0):
 def qkv(seed, B, H, S, D, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(B, H, S, D, generator=generator).to(dtype) for _ in range(3)]
+
+
+def video(seed, layout, *, B=1, H=2, D=16, spread=1.5):
+    """Tokens whose attention has structure: neighbours in the sequence are alike."""
+    q, k, v = qkv(seed, B, H, layout.num_tokens, D)
+    walk = torch.linspace(0, 3, layout.num_tokens)
+    for x in (q, k):
+        x[..., 0] += spread * 3 * torch.cos(walk)
+        x[..., 1] += spread * 3 * torch.sin(walk)
+    return q, k, v
+
+
+def run(method, steps, layout, *, seed=0, frozen=False, state=None, start=5, **where):
+    """Call after call with slowly changing tokens; plans, tokens and outputs."""
+    state = method.init_state() if state is None else state
+    tokens, fresh = video(seed, layout), video(seed + 1000, layout)
+    calls = []
+    for n in range(steps):
+        share = 0.0 if frozen else 0.1 * n
+        mixed = [(1 - share) * a + share * b for a, b in zip(tokens, fresh, strict=True)]
+        call = site(step=start + n, **where)
+        plan = method.plan(*mixed, layout, call, state)
+        output = run_plan(*mixed, plan)
+        method.observe(output, plan, call, state)
+        calls.append((plan, mixed, output))
+    return calls
 
 
 def natural_mask(plan, B, H):
@@ -54,6 +81,8 @@ def cases():
     return SimpleNamespace(
         site=site,
         qkv=qkv,
+        video=video,
+        run=run,
         natural_mask=natural_mask,
         masked_attention=masked_attention,
         no_host_sync=NoHostSync,

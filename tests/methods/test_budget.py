@@ -7,7 +7,6 @@ from vidsparse.errors import UsageError
 from vidsparse.methods.budget import (
     BUDGET_KINDS,
     Budget,
-    above_threshold,
     check_density,
     flat_top_k,
     row_top_k,
@@ -231,7 +230,7 @@ def test_top_p_sums_near_uniform_rows_exactly_enough():
 
 def test_threshold_keeps_what_reaches_it_and_the_best_of_each_row():
     scores = torch.tensor([[[[0.1, 0.9, 0.5], [0.1, 0.3, 0.2]]]])
-    kept = above_threshold(scores, 0.5)
+    kept = Budget("threshold", threshold=0.5).select(scores, None, ones(2), ones(3))
     assert kept.tolist() == [[[[False, True, True], [False, True, False]]]]
 
 

@@ -88,7 +88,7 @@ def test_output_is_kept_keys_and_weighted_means(layout, exact_at_tangents, cases
 def test_scores_equal_a_slow_reference(cases):
     layout = VideoLayout(3, 7, 10, text_after=5)
     q, k, v = cases.qkv(3, 1, 2, layout.num_tokens, 16)
-    geometry = Compensated(0.5, blocks=(32, 8)).geometry(layout, CPU, 16)
+    geometry = Compensated(0.5, blocks=(32, 8)).geometry(layout, CPU)
     moments = block_moments(q, k, v, geometry)
     order = geometry.q.order.long()
     assert all(
@@ -126,7 +126,7 @@ def test_blocks_of_equal_tokens_cost_nothing_at_any_density(cases):
     layout = VideoLayout(4, 8, 8)
     q, k, v = cases.qkv(4, 1, 2, 256, 16)
     method = Compensated(0.2, blocks=(16, 8))
-    order = method.geometry(layout, CPU, 16).kv.order.long()
+    order = method.geometry(layout, CPU).kv.order.long()
     for x in (k, v):
         blocks = x[:, :, order].view(1, 2, 32, 8, 16)
         x[:, :, order] = blocks[..., :1, :].expand(blocks.shape).reshape(1, 2, 256, 16)
@@ -205,7 +205,7 @@ def test_planning_keeps_no_state(cases):
 )
 def test_blocks_suit_the_kernels_and_are_about_as_deep_as_wide(layout, block, frames):
     assert choose_frames(layout.frames, block) == frames
-    geometry = Compensated(blocks=(block, block // 2)).geometry(layout, CPU, 128)
+    geometry = Compensated(blocks=(block, block // 2)).geometry(layout, CPU)
     mask = geometry.plan(geometry.forced[None, None]).mask
     assert isinstance(mask, BlockMask)
     assert (mask.block_q, mask.block_kv) == (block, block // 2)

@@ -168,7 +168,7 @@ def test_second_moment_finds_a_block_with_a_few_strong_keys(cases):
     ],
 )
 def test_blocks_suit_the_kernels_on_any_grid(layout, block, kind, count):
-    geometry = Draft(block=block).geometry(layout, CPU, 128)
+    geometry = Draft(block=block).geometry(layout, CPU)
     mask = geometry.plan(geometry.forced[None, None]).mask
     assert isinstance(mask, kind)
     assert mask.block_q == mask.block_kv == block
@@ -189,7 +189,7 @@ def test_windows_can_be_asked_for_and_given(cases):
 
 def test_strip_blocks_are_compact_and_cover_every_token_once():
     layout = VideoLayout(5, 45, 80)
-    geometry = Draft(block=128, tiling="strips").geometry(layout, CPU, 128)
+    geometry = Draft(block=128, tiling="strips").geometry(layout, CPU)
     order = geometry.q.order.long()
     assert torch.equal(order.sort().values, torch.arange(layout.num_tokens))
     f, y, x = order // 3600, order % 3600 // 80, order % 80

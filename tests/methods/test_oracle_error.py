@@ -21,7 +21,7 @@ def in_order(tensors, geometry):
 
 def test_errors_equal_replacing_one_block_at_a_time(cases):
     # To first order the output moves by this; small blocks of a wide softmax move it little.
-    geometry = Compensated(0.5, blocks=SMALL).geometry(LAYOUT, torch.device("cpu"), 16)
+    geometry = Compensated(0.5, blocks=SMALL).geometry(LAYOUT, torch.device("cpu"))
     q, k, v = in_order(cases.qkv(0, 1, 2, LAYOUT.num_tokens, 16), geometry)
     mask = geometry.plan(geometry.forced[None, None]).mask
     means = key_value_means(k, v, mask)

@@ -226,15 +226,6 @@ def contract(spy: SpyAttention) -> Callable[..., Contract]:
     return make
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    # Tiny tensors: threads cost more than they bring.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def wan() -> testing.TinyPipeline:
     return testing.wan()

@@ -14,6 +14,7 @@ import torch
 from vidsparse.errors import AlreadyEnabledError, UnsupportedPipelineError, UsageError
 from vidsparse.pipelines import testing
 from vidsparse.pipelines.attach import attach, attachments_of
+from vidsparse.pipelines.processors import attach_processor
 from vidsparse.pipelines.testing import TinyPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -158,6 +159,25 @@ def test_foreign_processor_is_refused_and_nothing_stays_attached(spy: Any) -> No
     assert transformer.blocks[0].attn1.processor is first
     assert transformer.blocks[1].attn1.processor is foreign
     assert not transformer._forward_pre_hooks
+
+
+def test_an_interrupt_while_attaching_leaves_nothing_attached(
+    wan: TinyPipeline, spy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = processors(wan.pipe)
+    made: list[Any] = []
+
+    def once(*args: Any) -> Any:
+        if made:
+            raise KeyboardInterrupt
+        made.append(attach_processor(*args))
+        return made[0]
+
+    monkeypatch.setattr("vidsparse.pipelines.attach.attach_processor", once)
+    with pytest.raises(KeyboardInterrupt):
+        attach(wan.pipe, spy)
+    assert all(a is b for a, b in zip(before, processors(wan.pipe), strict=True))
+    assert not wan.pipe.transformer._forward_pre_hooks
 
 
 def test_replaced_processor_is_noticed(spy: Any) -> None:

@@ -6,6 +6,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.pipelines import testing
 from vidsparse.pipelines.step_cache import EXCLUDED, KINDS, enable_step_cache
+from vidsparse.pipelines.testing_more import allegro
 
 STEPS = 6
 # 432 tokens: fewer would stay dense.
@@ -60,16 +61,29 @@ def test_cache_without_sparsity_is_a_preset_too(wan):
         assert torch.equal(wan.latents(steps=STEPS, changes=SIZE), plain)
 
 
-@pytest.mark.parametrize("cache", ["first_block", "taylorseer", "pab"])
-def test_caches_run_where_guidance_is_one_batch(cache):
-    ltx = testing.ltx_video()
-    plain = ltx.latents(steps=STEPS)
-    with vidsparse.enabled(ltx.pipe, "dense"):
-        switch_off = enable_step_cache(ltx.pipe, cache, KINDS[cache].ladder[-1])
-        cached = ltx.latents(steps=STEPS)
+@pytest.mark.parametrize(
+    ("make", "cache"),
+    [
+        (testing.ltx_video, "first_block"),
+        (testing.ltx_video, "taylorseer"),
+        (testing.ltx_video, "pab"),
+        (testing.cogvideox, "pab"),
+        (testing.mochi, "pab"),
+        (allegro, "pab"),
+    ],
+)
+def test_caches_run_where_guidance_is_one_batch(make, cache):
+    tiny, forwards = make(), []
+    hook = tiny.pipe.transformer.register_forward_hook(lambda *_: forwards.append(None))
+    plain = tiny.latents(steps=STEPS)
+    hook.remove()
+    assert len(forwards) == STEPS
+    with vidsparse.enabled(tiny.pipe, "dense"):
+        switch_off = enable_step_cache(tiny.pipe, cache, KINDS[cache].ladder[-1])
+        cached = tiny.latents(steps=STEPS)
         switch_off()
     assert torch.isfinite(cached).all()
-    assert torch.equal(ltx.latents(steps=STEPS), plain)
+    assert torch.equal(tiny.latents(steps=STEPS), plain)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,7 @@ def test_caches_run_where_guidance_is_one_batch(cache):
     [
         ("first_blok", {}, r"unknown step cache 'first_blok'; did you mean 'first_block'\?"),
         ("first_block", {"treshold": 1}, r"no parameter 'treshold'; did you mean 'threshold'\?"),
+        ("taylorseer", {"taylor_factors_dtype": "float31"}, "'float31' is no dtype; use float32"),
         *[(name, {}, f"step cache '{name}' is not supported") for name in EXCLUDED],
     ],
 )
@@ -94,6 +109,69 @@ def test_a_second_cache_is_refused(wan):
     switch_off()
     switch_off()
     assert not wan.pipe.transformer.is_cache_enabled
+
+
+def test_disable_without_the_handle_takes_the_cache_off(wan):
+    with_cache = config({"name": "first_block", "parameters": {}})
+    vidsparse.enable(wan.pipe, config=with_cache)
+    vidsparse.disable(wan.pipe)
+    assert not wan.pipe.transformer.is_cache_enabled
+    with vidsparse.enabled(wan.pipe, config=with_cache):
+        assert wan.pipe.transformer.is_cache_enabled
+    assert not wan.pipe.transformer.is_cache_enabled
+
+
+def test_an_interrupt_while_enabling_leaves_nothing_on(monkeypatch):
+    pipe = testing.wan(experts=2).pipe
+    before = [dict(each.attn_processors) for each in (pipe.transformer, pipe.transformer_2)]
+
+    def interrupt(cache):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipe.transformer_2, "enable_cache", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        vidsparse.enable(pipe, config=config({"name": "first_block", "parameters": {}}))
+    assert not pipe.transformer.is_cache_enabled
+    assert [each.attn_processors for each in (pipe.transformer, pipe.transformer_2)] == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: testing.wan().pipe, "both branches of the guidance in one batch.*WanTransformer"),
+        (testing.wan_transformer, "WanTransformer3DModel does not tell; give the pipeline itself"),
+        (testing.ltx_transformer, "LTXVideoTransformer3DModel does not tell; give the pipeline"),
+    ],
+)
+def test_pab_is_refused_where_it_would_mix_up_branches_or_steps(make, message):
+    target = make()
+    with pytest.raises(UsageError, match=f"{message}.* use 'first_block' or 'taylorseer'"):
+        vidsparse.enable(target, config=config({"name": "pab", "parameters": {}}))
+    with vidsparse.enabled(target):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("parameters", "dtype"),
+    [
+        ({}, torch.float32),
+        ({"taylor_factors_dtype": "bfloat16"}, torch.bfloat16),
+        ({"taylor_factors_dtype": torch.float64}, torch.float64),
+    ],
+)
+def test_factors_have_the_dtype_that_was_asked_for_else_float32(wan, parameters, dtype):
+    switch_off = enable_step_cache(wan.pipe, "taylorseer", parameters)
+    assert wan.pipe.transformer._cache_config.taylor_factors_dtype == dtype
+    switch_off()
+
+
+def test_an_error_without_a_message_is_told_by_its_type(wan, monkeypatch):
+    def refuse(cache):
+        raise ValueError
+
+    monkeypatch.setattr(wan.pipe.transformer, "enable_cache", refuse)
+    with pytest.raises(UsageError, match="not work on WanTransformer3DModel: ValueError"):
+        enable_step_cache(wan.pipe, "first_block", {})
 
 
 def test_a_model_without_caches_says_so():

@@ -10,7 +10,7 @@ from vidsparse.methods.svg2 import Svg2
 from vidsparse.plan import CallSite
 from vidsparse.profiling import svg2_parts
 from vidsparse.profiling.bench_methods import CASES, bench_method, main
-from vidsparse.profiling.gate import check_sampled_rows, kept_keys
+from vidsparse.profiling.gate import check_sampled_rows, kept_blocks
 from vidsparse.profiling.method_spec import parse_method
 from vidsparse.profiling.synthetic import video_qkv
 
@@ -106,13 +106,14 @@ def test_gate_lets_right_outputs_pass_and_stops_wrong_ones():
         check_sampled_rows(q, k, v, plan, output, rows=LAYOUT.num_tokens, heads=2)
 
 
-def test_kept_keys_are_the_plans_mask_in_natural_order():
+def test_kept_blocks_are_the_plans_mask_in_natural_order():
     _, _, _, plan = planned()
     rows = torch.arange(LAYOUT.num_tokens)
     mask = torch.empty(LAYOUT.num_tokens, LAYOUT.num_tokens, dtype=torch.bool)
     token_mask = plan.mask.token_mask()[0, 1]
     mask[plan.q_order[0, 1].long()[:, None], plan.kv_order[0, 1].long()] = token_mask
-    assert kept_keys(plan, rows, 0, 1).equal(mask)
+    kept, columns = kept_blocks(plan, rows, 0, 1)
+    assert kept[:, columns].equal(mask)
 
 
 def test_synthetic_tokens_attend_to_few_others():

@@ -20,14 +20,6 @@ from vidsparse.profiling.profile_figure import draw_profile
 SAMPLING = Sampling(192, 192, 9, 6, 4.0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def wan():
     return testing.wan(layers=2, head_dim=16)

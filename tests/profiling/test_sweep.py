@@ -15,6 +15,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.methods.dense import Dense
 from vidsparse.methods.random_blocks import RandomBlocks
 from vidsparse.methods.svg2 import Svg2
+from vidsparse.pipelines.testing import wan
 from vidsparse.plan import CallSite
 from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.rows import RowFile
@@ -196,6 +197,16 @@ def test_row_file_keeps_rows_and_replaces_the_same_point(tmp_path):
     assert saved["meta"] == {"device": "y"}
 
 
+def test_row_file_keeps_its_rows_when_it_is_killed_while_writing(tmp_path, cut_off_writes):
+    path = tmp_path / "rows.json"
+    keep = RowFile(path, {"device": "x"})
+    keep({"method": "a", "psnr": 1})
+    cut_off_writes()
+    with pytest.raises(KeyboardInterrupt):
+        keep({"method": "b", "psnr": 2})
+    assert [row["method"] for row in json.loads(path.read_text())["rows"]] == ["a"]
+
+
 def test_grammar_prompts_are_sentences_and_stay_the_same():
     from vidsparse.models.grammar import parse_caption
 
@@ -211,6 +222,35 @@ def test_command_says_what_is_wrong_in_one_line(capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+    wan(layers=1).pipe.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+COMMAND = ["--device", "cpu", "--no-floor", "--no-recall", "--methods", "dense", "--clips", "2"]
+SIZE = ["--height", "32", "--width", "32", "--num-frames", "5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps=0 must be at least 1"),
+        (["--steps", "2", "--height", "0"], "height=0 must be a positive multiple of 16"),
+        (["--steps", "2", "--prompts", "none.txt"], "cannot read prompts from none.txt"),
+        (["--steps", "2", "--prompts", "one.txt"], "one.txt has 1 different prompts; --clips 2"),
+    ],
+)
+def test_command_refuses_before_it_generates(
+    folder, capsys, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.txt").write_text("# two lines, one prompt\na cat\n  a cat\n")
+    assert main(["--model", str(folder), *COMMAND, *SIZE, *options]) == 2
+    # Loading draws bars there, too.
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
 
 
 def test_commas_in_brackets_do_not_end_a_method():

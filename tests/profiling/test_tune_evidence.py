@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
@@ -99,14 +98,6 @@ def test_preset_is_measured_place_by_place():
         assert row["psnr"] > 10
         assert row["seconds"] > 0
         assert (row["setting"], row["reaches"], row["target"]) == ("mine", None, None)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_command_writes_a_results_file(tmp_path):

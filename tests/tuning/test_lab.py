@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
@@ -36,14 +35,6 @@ class WorkClock:
 
     def step(self, config):
         return (0.4 + 0.6 * config.build()[0].density) * (1 if config.cache is None else 0.9)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """AdaSpa: find the best blocks exactly at a few steps, and reuse them in between."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_sparse_attention import AttentionOutput
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, raster_geometry, strip_geometry
@@ -19,13 +19,13 @@ from vidsparse.methods.head_rates import (
     check_adaptive_density,
     row_top_k_by_head,
 )
+from vidsparse.methods.lite_start import Order, check_cut
 from vidsparse.methods.mask_bits import pack_bits
 from vidsparse.methods.mass_search import mass_against, mass_against_old
 from vidsparse.methods.search_schedule import Point, SearchSchedule
 from vidsparse.methods.windows import choose_strips
 from vidsparse.plan import AttentionPlan, CallSite
 
-Order = Literal["raster", "compact"]
 # Steps 10 and 30 of 50, as in the paper.
 _SEARCH_AT = (0.2, 0.6)
 
@@ -120,14 +120,11 @@ class AdaSpa(SparseMethod):
         self._schedule()
         if self.heads not in HEADS:
             raise UsageError(f"heads={self.heads!r} is unknown; use one of {HEADS}")
-        if self.order not in ("raster", "compact"):
-            raise UsageError(f"order={self.order!r} is unknown; use 'raster' or 'compact'")
+        check_cut(self.order, self.frames)
         if not 0 <= self.enough_recall <= 1:
             raise UsageError(f"enough_recall={self.enough_recall} must lie in [0, 1]")
         if not self.stale_factor > 1:
             raise UsageError(f"stale_factor={self.stale_factor} must be above 1")
-        if self.frames < 1 or (self.frames > 1 and self.order == "raster"):
-            raise UsageError(f"frames={self.frames} must be at least 1; above 1, order='compact'")
         if self.blocks is not None and min(self.blocks) < self.frames:
             raise UsageError(
                 f"blocks={self.blocks} must hold a token of each of {self.frames} frames"
@@ -211,7 +208,7 @@ class AdaSpa(SparseMethod):
         return SearchSchedule(() if replaced else self.search_at, self.search_sigmas)
 
     def _geometry(self, layout: VideoLayout, q: Tensor) -> BlockGeometry:
-        blocks = self.blocks or block_sizes(q.device, q.shape[3])
+        blocks = self.blocks or preferred_blocks(q.device)
         if self.order == "raster":
             return raster_geometry(layout, (blocks[0], blocks[1]), q.device, own=False)
         frames = min(self.frames, layout.frames)

@@ -262,11 +262,6 @@ def _top_p(mass: Tensor, p: float, kv_sizes: Tensor, kept: Tensor, min_density: 
     return _unsort(wanted, order) | kept
 
 
-def above_threshold(scores: Tensor, threshold: float, *, forced: Tensor | None = None) -> Tensor:
-    """Keep every block whose score is at least ``threshold``: (B, H, Nq, Nkv) bool."""
-    return (scores >= threshold) | _with_floor(scores, forced)
-
-
 def check_density(density: float, least: float, always: str) -> None:
     """Refuse a density that forced blocks alone exceed.
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.anchors import Anchor
 from vidsparse.methods.base import Phase, SearchRange, SparseMethod, register
@@ -125,7 +125,7 @@ class Compensated(SparseMethod):
         """Rank the blocks of one call and keep the best."""
         if self.density == 1:
             return None
-        geometry = self.geometry(layout, q.device, q.shape[3])
+        geometry = self.geometry(layout, q.device)
         density = self._density_at(site, geometry.least_density)
         if self.budget != "top_p":
             geometry.check(density)
@@ -177,15 +177,14 @@ class Compensated(SparseMethod):
         exact_at = tangents(mass.masked_fill_(kept, 0), moments.q_means)
         return replace(plan, tangents=exact_at), kept
 
-    def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
+    def geometry(self, layout: VideoLayout, device: torch.device) -> BlockGeometry:
         """Return the token order and blocks for a sequence.
 
         Args:
             layout: the sequence.
             device: where attention runs.
-            D: head size.
         """
-        block, kv_block = self.blocks or _default_blocks(device, D)
+        block, kv_block = self.blocks or _default_blocks(device)
         frames = self.frames or choose_frames(layout.frames, block)
         frames = min(frames, layout.frames)
         strips = choose_strips(layout.grid, block, frames=frames)
@@ -232,7 +231,7 @@ class Compensated(SparseMethod):
         return budget.select(scores, geometry.forced, *sizes, floor=floor)
 
 
-def _default_blocks(device: torch.device, D: int) -> tuple[int, int]:
+def _default_blocks(device: torch.device) -> tuple[int, int]:
     """Return the kernels' query block, and key blocks of half its tokens for finer means."""
-    block_q, block_kv = block_sizes(device, D)
+    block_q, block_kv = preferred_blocks(device)
     return block_q, min(block_kv, block_q // 2)

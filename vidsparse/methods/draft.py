@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.kernels.pooling import permute_and_pool, pooled_means
 from vidsparse.layout import VideoLayout
@@ -88,7 +88,7 @@ class Draft(SparseMethod):
         """Draw the draft map of one call and keep its best blocks."""
         if self.density == 1 and self.budget in DENSITY_KINDS:
             return None
-        geometry = self.geometry(layout, q.device, q.shape[3])
+        geometry = self.geometry(layout, q.device)
         if self.budget in DENSITY_KINDS:
             geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
@@ -102,18 +102,17 @@ class Draft(SparseMethod):
         moved = (q_pools.tokens, k_pools.tokens, permute_tokens(v, plan.kv_order))
         return replace(plan, tokens=moved)
 
-    def geometry(self, layout: VideoLayout, device: torch.device, D: int) -> BlockGeometry:
+    def geometry(self, layout: VideoLayout, device: torch.device) -> BlockGeometry:
         """Return the token order and blocks for a sequence.
 
         Args:
             layout: the sequence.
             device: where attention runs.
-            D: head size.
 
         Raises:
             UsageError: the window is larger than the grid.
         """
-        room = self.block or min(block_sizes(device, D))
+        room = self.block or min(preferred_blocks(device))
         frames = min(self.frames, layout.frames)
         tile = self._tile(layout, room, frames)
         if self._takes_windows(layout, tile, room):

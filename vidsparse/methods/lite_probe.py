@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vidsparse.attention import attend_and_learn
 from vidsparse.errors import UsageError
-from vidsparse.kernels.block_sparse_attention import AttentionOutput, block_sparse_attention
-from vidsparse.kernels.permute import permute_qkv, restore_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
 from vidsparse.methods.lite import Lite
@@ -176,20 +175,10 @@ class LiteProbe(SparseMethod):
         plan = method.decide(q, k, v, layout, site, state)
         if plan is None:
             return None, q
-        output = _attend(q, k, v, plan)
-        method.observe(output, plan, site, state)
+        out = attend_and_learn(method, plan, q, k, v, site, state)
         if state.tiles is not None:
             self.tile_sizes.add(state.tiles.blocks)
-        out = output.out if plan.q_order is None else restore_tokens(output.out, plan.q_order)
         return plan, out
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> AttentionOutput:
-    q, k, v = permute_qkv(q, k, v, plan.q_order, plan.kv_order)
-    return block_sparse_attention(
-        q, k, v, plan.mask, stats_lse=plan.stats_lse, running=plan.running,
-        compensate=plan.compensate,
-    )  # fmt: skip
 
 
 def _fork(state: LiteState) -> LiteState:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import BlockMask
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.blocks import strip_geometry
 from vidsparse.methods.lite_state import Tiles
@@ -19,7 +19,7 @@ Order = Literal["raster", "compact"]
 
 
 def check_cut(order: str, frames: int) -> None:
-    """Refuse orders that tiles cannot have.
+    """Refuse orders that equal blocks cannot have.
 
     Raises:
         UsageError: one is unknown or out of range.
@@ -49,7 +49,7 @@ def all_tiles(
         order: "raster" for the natural token order, "compact" for a walk through the frames.
         frames: frames that share a compact tile.
     """
-    blocks = blocks or block_sizes(q.device, q.shape[3])
+    blocks = blocks or preferred_blocks(q.device)
     walk = None
     if order == "compact":
         room, together = min(blocks), min(frames, layout.frames)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_statistics import block_mass
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.kernels.permute import permute_tokens
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, register
@@ -61,7 +61,7 @@ class Oracle(SparseMethod):
         return geometry.plan(budget.select(mass, geometry.forced, *sizes))
 
     def _geometry(self, q: Tensor, layout: VideoLayout) -> BlockGeometry:
-        blocks = self.blocks or block_sizes(q.device, q.shape[3])
+        blocks = self.blocks or preferred_blocks(q.device)
         if self.order == "raster":
             return raster_geometry(layout, blocks, q.device, own=False)
         return tile_geometry(layout, choose_tile(layout.grid, min(blocks)), q.device, own=False)

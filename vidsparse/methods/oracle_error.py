@@ -70,7 +70,7 @@ class OracleError(SparseMethod):
 
     def _geometry(self, q: Tensor, layout: VideoLayout) -> BlockGeometry:
         like = Compensated(self.density, frames=self.frames, blocks=self.blocks)
-        return like.geometry(layout, q.device, q.shape[3])
+        return like.geometry(layout, q.device)
 
 
 def _equal_blocks(geometry: BlockGeometry) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod, register
 from vidsparse.methods.blocks import raster_geometry
@@ -48,7 +48,7 @@ class RandomBlocks(SparseMethod):
         """Draw the blocks of one call."""
         if self.density == 1:
             return None
-        blocks = self.blocks or block_sizes(q.device, q.shape[3])
+        blocks = self.blocks or preferred_blocks(q.device)
         geometry = raster_geometry(layout, blocks, q.device, own=False)
         geometry.check(self.density)
         shape = (*q.shape[:2], *geometry.forced.shape)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
-from vidsparse.kernels.launch import block_sizes
+from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.kernels.sampled_rows import attend_sampled_rows
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
@@ -87,7 +87,7 @@ class SVG(SparseMethod):
         """Decide each head's type, then give it the order and the mask of its type."""
         if self.density == 1:
             return None
-        blocks = self.blocks or block_sizes(q.device, q.shape[3])
+        blocks = self.blocks or preferred_blocks(q.device)
         masks = head_masks(layout, blocks, self.density, self.sink, q.device)
         if self.heads == "profiled" and not masks.same:
             return typed_plan(masks, self._profiled(q, k, v, masks, site, state))

@@ -21,6 +21,7 @@ from vidsparse.methods.clusters import (
     spread_tokens,
 )
 from vidsparse.methods.finite_check import FiniteCheck
+from vidsparse.methods.head_rates import text_share
 from vidsparse.plan import AttentionPlan, CallSite
 
 # The authors' 300 query and 1000 key clusters were chosen for Wan at 720p.
@@ -220,7 +221,7 @@ def video_density(density: float, layout: VideoLayout) -> float:
     Raises:
         UsageError: the pairs with text alone exceed the density.
     """
-    text = 1 - layout.video_tokens**2 / layout.num_tokens**2
+    text = text_share(layout)
     check_density(density, text, f"{layout.text_tokens} text tokens")
     return max((density - text) / (1 - text), _LEAST_DENSITY)
 

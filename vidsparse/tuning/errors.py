@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vidsparse.attention import attend_permuted, restore_output
+from vidsparse.attention import run_plan
 from vidsparse.errors import UsageError
 from vidsparse.methods.base import SparseMethod
 from vidsparse.plan import AttentionPlan
@@ -75,7 +75,7 @@ class PlanErrors:
             return
         error = 0.0
         if plan is not None and plan.dense_reason is None:
-            out = restore_output(attend_permuted(call.q, call.k, call.v, plan), plan).out
+            out = run_plan(call.q, call.k, call.v, plan).out
             truth = call.out.float()
             error = float((out.float() - truth).square().sum() / truth.square().sum())
         site = call.site

@@ -5,6 +5,7 @@ from pathlib import Path
 from vidsparse.clips import Scene
 from vidsparse.errors import UsageError
 from vidsparse.loading import is_bundled
+from vidsparse.prompts import read_prompts
 
 # Motion by scene, for models that know the world: still, people, fast, camera, crowd, texture.
 GENERAL = (
@@ -30,7 +31,7 @@ def scenes_for(
 
     Args:
         model: as ``load_pipeline`` takes it; bundled ones have prompts of their own.
-        file: one prompt per line; None takes built-in ones.
+        file: one prompt a line, # starts a comment; None takes built-in ones.
         tuning: scenes to tune on.
         held_out: scenes to validate on.
         seed: of the first scene.
@@ -56,21 +57,10 @@ def scenes_for(
 
 def _prompts(model: str, file: Path | None, count: int) -> list[str]:
     if file is not None:
-        return _read(file)
+        return read_prompts(file)
     if is_bundled(model):
         from vidsparse.profiling.sweep import grammar_prompts
 
         # Some sentences repeat: draw until enough differ.
         return list(dict.fromkeys(grammar_prompts(2 * count)))
     return list(GENERAL)
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the prompts in {file}: {error}") from None
-    prompts = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if not prompts:
-        raise UsageError(f"{file} holds no prompt; write one per line")
-    return prompts
