@@ -11,8 +11,8 @@ from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.fingerprint import model_of
 from vidsparse.generate import Sampling, sample
+from vidsparse.lite_probe import LiteProbe, Place
 from vidsparse.methods.lite import Lite
-from vidsparse.methods.lite_probe import LiteProbe, Place
 from vidsparse.methods.lite_thresholds import (
     KEEP_ALL,
     Criterion,
