@@ -78,7 +78,7 @@ def keep_top_weight_triton(scores: Tensor, weights: Tensor, targets: Tensor) -> 
     """Keep the best entries of each row; see ``top_blocks.keep_top_weight``."""
     R, N = scores.shape
     scores, weights = scores.contiguous(), weights.to(torch.int32).contiguous()
-    targets = targets.ceil().long().contiguous()
+    targets = (targets.ceil() if targets.is_floating_point() else targets).long().contiguous()
     if R < _SPLIT_BELOW and N > _CHUNK:
         return keep_top_weight_split(scores, weights, targets)
     keep = torch.empty(R, N, dtype=torch.bool, device=scores.device)

@@ -7,6 +7,7 @@ least its best block.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -119,9 +120,30 @@ def flat_top_k(
 def _flat(
     scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor
 ) -> Tensor:
+    if q_sizes.ndim == kv_sizes.ndim == 1:
+        target = _shared_target(density, q_sizes, kv_sizes)
+        return _keep(scores, _shared_pairs(q_sizes, kv_sizes), target, kept)
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).flatten(-2)
-    pairs = pairs.expand(*scores.shape[:2], -1) if pairs.ndim > 1 else pairs
-    return _keep(scores, density, pairs.reshape(-1, pairs.shape[-1]), kept)
+    pairs = pairs.expand(*scores.shape[:2], -1).reshape(-1, pairs.shape[-1])
+    return _keep(scores, pairs, _targets(density, pairs), kept)
+
+
+# A geometry's sizes are the same tensors at every call: these are five launches fewer each time.
+@lru_cache(maxsize=16)
+def _shared_pairs(q_sizes: Tensor, kv_sizes: Tensor) -> Tensor:
+    """Return the (1, Nq * Nkv) int32 pairs of sizes that all heads share."""
+    return (q_sizes[:, None] * kv_sizes).view(1, -1).to(torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _shared_target(density: float, q_sizes: Tensor, kv_sizes: Tensor) -> Tensor:
+    return _targets(density, _shared_pairs(q_sizes, kv_sizes))
+
+
+def _targets(density: float, pairs: Tensor) -> Tensor:
+    """Return how many pairs of each row of (R, N) are kept, (R, 1) int64."""
+    # In float64: float32 rounds by more than the slack and may ask for a block too many.
+    return ((density - SLACK) * pairs.sum(-1, keepdim=True).double()).ceil().long()
 
 
 def shared_top_k(
@@ -155,13 +177,12 @@ def _shared(
     scores: Tensor, density: float, q_sizes: Tensor, kv_sizes: Tensor, kept: Tensor
 ) -> Tensor:
     pairs = (q_sizes[..., :, None] * kv_sizes[..., None, :]).expand(scores.shape)
-    return _keep(scores.float(), density, pairs.flatten(1), kept)
+    pairs = pairs.flatten(1)
+    return _keep(scores.float(), pairs, _targets(density, pairs), kept)
 
 
-def _keep(scores: Tensor, density: float, pairs: Tensor, kept: Tensor) -> Tensor:
+def _keep(scores: Tensor, pairs: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
     """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
-    # In float64: float32 rounds by more than the slack and may ask for a block too many.
-    targets = (density - SLACK) * pairs.sum(-1, keepdim=True).double()
     ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
     return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
 
