@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.kernels.backends import triton_is_native
-from vidsparse.kernels.permute import count_labels
+from vidsparse.kernels.permute import SortedTokens, count_labels, sort_by_label
 
 # Tokens whose distances to all centroids are held at once in the torch path.
 _TOKENS = 4096
@@ -22,11 +22,13 @@ class Clusters(NamedTuple):
         centroids: (B, H, K, D) float32 means of the clusters with these labels; an empty cluster
             keeps the centroid that it had.
         sizes: (B, H, K) int32 tokens per cluster.
+        tokens: sorted by label.
     """
 
     labels: Tensor
     centroids: Tensor
     sizes: Tensor
+    tokens: SortedTokens
 
 
 def kmeans(
@@ -48,7 +50,7 @@ def kmeans(
         seed: seed of that draw, per device; the global generators stay untouched.
 
     Returns:
-        Labels, the centroids of these labels, and sizes. No host synchronisation.
+        Labels, the centroids of these labels, sizes and order. No host synchronisation.
 
     Raises:
         ValueError: ``num_clusters``, ``iterations`` or the shape of ``init`` is out of range.
@@ -61,12 +63,13 @@ def kmeans(
         from vidsparse.kernels.triton_kmeans import kmeans_triton
 
         x = x.float() if x.dtype is torch.float64 else x
-        return Clusters(*kmeans_triton(x, centroids, iterations))
+        return kmeans_triton(x, centroids, iterations)
     labels = _assign(x, centroids)
     for step in range(iterations):
         labels = _assign(x, centroids) if step else labels
         centroids = _update(x, labels, centroids)
-    return Clusters(labels, centroids, count_labels(labels, num_clusters))
+    tokens = sort_by_label(labels, num_clusters)
+    return Clusters(labels, centroids, tokens.offsets.diff(), tokens)
 
 
 def _assign(x: Tensor, centroids: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from vidsparse.kernels.descriptors import heads_descriptor
 from vidsparse.kernels.hopper_kmeans import assign_gluon, can_assign_gluon
+from vidsparse.kernels.kmeans import Clusters
 from vidsparse.kernels.launch import padded_head_size
+from vidsparse.kernels.permute import SortedTokens
 from vidsparse.kernels.triton_attention import load_rows
 from vidsparse.kernels.triton_sort import sort_by_label_triton
 
@@ -102,8 +104,8 @@ def _update_kernel(
     tl.store(new_ptr + target, tl.where(last > first, mean, old), mask=columns < D)
 
 
-def kmeans_triton(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return labels, centroids and sizes; see ``kmeans.kmeans``."""
+def kmeans_triton(x: Tensor, centroids: Tensor, iterations: int) -> Clusters:
+    """Cluster; see ``kmeans.kmeans``."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     centroids = centroids.contiguous()
     labels = assign_triton(x, centroids)
@@ -113,7 +115,8 @@ def kmeans_triton(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor
             labels = assign_triton(x, centroids)
             sorted_tokens = sort_by_label_triton(labels, centroids.shape[2])
         centroids = update_triton(x, *sorted_tokens, centroids)
-    return labels, centroids, sorted_tokens[1].diff()
+    sizes = sorted_tokens[1].diff()
+    return Clusters(labels, centroids, sizes, SortedTokens(*sorted_tokens))
 
 
 def assign_triton(

@@ -14,7 +14,7 @@ import torch
 from vidsparse.attention import attend_permuted, restore_output
 from vidsparse.kernels.block_sparse_attention import block_sparse_attention
 from vidsparse.kernels.kmeans import kmeans
-from vidsparse.kernels.permute import permute_qkv, sort_by_label
+from vidsparse.kernels.permute import permute_qkv
 from vidsparse.methods.budget import flat_top_k, shared_top_k
 from vidsparse.methods.clusters import (
     keep_top_p,
@@ -46,7 +46,7 @@ def parts(
         kmeans(x[:, :, video], n, iterations=first, init=spread_tokens(x[:, :, video], n))
         for x, n in zip((q, k), counts, strict=True)
     ]
-    (q_labels, q_centroids, q_sizes), (k_labels, k_centroids, k_sizes) = clusters
+    (_, q_centroids, q_sizes, _), (_, k_centroids, k_sizes, _) = clusters
     mass = log_cluster_mass(q_centroids, k_centroids, k_sizes)
     weight, share = log_key_weight(mass, k_sizes), video_density(density, layout)
     sizes = q_sizes.long(), k_sizes.long()
@@ -64,8 +64,6 @@ def parts(
         "whole plan": lambda: method.plan(q, k, v, layout, site, state),
         "cluster q": again(q, counts[0], q_centroids),
         "cluster k": again(k, counts[1], k_centroids),
-        "sort q": lambda: sort_by_label(q_labels, counts[0]),
-        "sort k": lambda: sort_by_label(k_labels, counts[1]),
         "score": lambda: log_key_weight(
             log_cluster_mass(q_centroids, k_centroids, k_sizes), k_sizes
         ),

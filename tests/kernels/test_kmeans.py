@@ -32,7 +32,9 @@ def test_tie_goes_to_the_lowest_and_empty_keeps_its_centroid(generator: torch.Ge
 
 def test_centroids_are_the_means_of_their_tokens(generator: torch.Generator) -> None:
     x = torch.randn(2, 3, 203, 16, generator=generator, device=generator.device)
-    labels, centroids, sizes = kmeans(x, 10, iterations=3)
+    labels, centroids, sizes, tokens = kmeans(x, 10, iterations=3)
+    assert torch.equal(tokens.order.long(), labels.argsort(dim=-1, stable=True))
+    assert torch.equal(tokens.offsets.diff(), sizes)
     one_hot = torch.nn.functional.one_hot(labels.long(), 10).float()
     assert torch.equal(sizes.long(), one_hot.sum(2).long())
     means = one_hot.mT @ x / sizes[..., None]
@@ -111,7 +113,9 @@ def test_triton_agrees_with_torch(generator: torch.Generator) -> None:
     # On the CPU kmeans takes the torch path.
     ours = kmeans(x.cpu(), 70, iterations=1, init=x[:, :, :70].cpu())
     ours = ours._replace(labels=ours.labels.to(x.device), centroids=ours.centroids.to(x.device))
-    labels, centroids, sizes = kmeans_triton(x, x[:, :, :70], 1)
+    labels, centroids, sizes, tokens = kmeans_triton(x, x[:, :, :70], 1)
+    assert torch.equal(tokens.order.long(), labels.argsort(dim=-1, stable=True))
+    assert torch.equal(tokens.offsets.diff(), sizes)
     assert (labels != ours.labels).float().mean() < 0.01
     if torch.equal(labels, ours.labels):
         torch.testing.assert_close(centroids, ours.centroids, rtol=1e-4, atol=1e-4)

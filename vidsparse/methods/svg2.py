@@ -10,7 +10,6 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.kernels.block_mask import RaggedBlockMask
 from vidsparse.kernels.kmeans import Clusters, kmeans
-from vidsparse.kernels.permute import sort_by_label
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.budget import Budget, BudgetKind, check_density
@@ -240,13 +239,13 @@ def _cluster_plan(mask: Tensor, q: Clusters, k: Clusters, layout: VideoLayout) -
     before, after = int(layout.text_before > 0), int(layout.text_after > 0)
     mask = torch.nn.functional.pad(mask, (before, after, before, after), value=True)
     S = layout.num_tokens
-    q_sizes, k_sizes = (_full_sizes(c.sizes, layout) for c in (q, k))
-    ragged = RaggedBlockMask.from_sizes(mask, q_sizes, k_sizes, seq_q=S, seq_kv=S)
+    q_offsets, k_offsets = (_full_offsets(c.tokens.offsets, layout) for c in (q, k))
+    ragged = RaggedBlockMask(q_offsets, k_offsets, mask, S, S)
     return AttentionPlan(mask=ragged, q_order=q_order, kv_order=k_order)
 
 
 def _full_order(clusters: Clusters, layout: VideoLayout) -> Tensor:
-    order = sort_by_label(clusters.labels, clusters.sizes.shape[-1]).order
+    order = clusters.tokens.order
     if not layout.text_tokens:
         return order
     text = torch.arange(layout.num_tokens, dtype=torch.int32, device=order.device)
@@ -255,9 +254,9 @@ def _full_order(clusters: Clusters, layout: VideoLayout) -> Tensor:
     return torch.cat((*parts, text[..., layout.video_end :]), -1)
 
 
-def _full_sizes(sizes: Tensor, layout: VideoLayout) -> Tensor:
+def _full_offsets(offsets: Tensor, layout: VideoLayout) -> Tensor:
     if layout.text_before:
-        sizes = torch.nn.functional.pad(sizes, (1, 0), value=layout.text_before)
+        offsets = torch.nn.functional.pad(offsets + layout.text_before, (1, 0), value=0)
     if layout.text_after:
-        sizes = torch.nn.functional.pad(sizes, (0, 1), value=layout.text_after)
-    return sizes
+        offsets = torch.nn.functional.pad(offsets, (0, 1), value=layout.num_tokens)
+    return offsets
