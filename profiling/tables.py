@@ -79,6 +79,7 @@ KINDS = (
             "plan_ms": "plan (ms)",
             "permute_ms": "permute (ms)",
             "kernel_ms": "kernel (ms)",
+            "compensation_ms": "compensation in it (ms)",
             "total_ms": "total (ms)",
             "dense_ms": "dense (ms)",
             "overhead_fraction": "overhead / dense",

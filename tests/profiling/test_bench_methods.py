@@ -19,8 +19,9 @@ SITE = CallSite("transformer", 0, 1, 5, 20, 0.5, 0, 0)
 LAYOUT = VideoLayout(3, 10, 12, text_before=5)
 
 
-def test_row_has_every_figure_and_they_agree():
-    row = bench_method(CASES["tiny"], "svg2", 0.3, device=CPU, repeats=2)
+@pytest.mark.parametrize("method", ["svg2", "svg2:compensate=true"])
+def test_row_has_every_figure_and_they_agree(method):
+    row = bench_method(CASES["tiny"], method, 0.3, device=CPU, repeats=2)
     assert list(row) == [
         "case",
         "method",
@@ -30,6 +31,7 @@ def test_row_has_every_figure_and_they_agree():
         "plan_ms",
         "permute_ms",
         "kernel_ms",
+        "compensation_ms",
         "total_ms",
         "dense_ms",
         "overhead_fraction",
@@ -38,7 +40,9 @@ def test_row_has_every_figure_and_they_agree():
     assert row["density"] == pytest.approx(0.3, abs=0.05)
     parts = row["plan_ms"] + row["permute_ms"] + row["kernel_ms"]
     assert row["total_ms"] == pytest.approx(parts, abs=0.01)
-    overhead = (row["plan_ms"] + row["permute_ms"]) / row["dense_ms"]
+    assert (row["compensation_ms"] != 0) == row["compensate"]
+    assert row["compensation_ms"] < row["kernel_ms"]
+    overhead = (row["plan_ms"] + row["permute_ms"] + row["compensation_ms"]) / row["dense_ms"]
     assert row["overhead_fraction"] == pytest.approx(overhead, rel=0.02)
     assert row["attention_speedup"] == pytest.approx(row["dense_ms"] / row["total_ms"], rel=0.02)
 
