@@ -26,7 +26,8 @@ class PooledScores(NamedTuple):
 
     Args:
         mass: (B, H, Nq, N) in the queries' dtype, share of each key block; rows sum to 1.
-        spread: (B, H, Nq, N) float32, mass times the variance of its logits; None if not asked for.
+        spread: (B, H, Nq, N), mass times the variance of its logits, float32 for queries in it,
+            else bfloat16, which float16 has not the range of; None if not asked for.
     """
 
     mass: Tensor
@@ -39,7 +40,9 @@ def pooled_scores(
     log_sizes: Tensor,
     *,
     group: int,
+    rows: Tensor | None = None,
     variances: Tensor | None = None,
+    weights: Tensor | None = None,
     centre: Tensor | None = None,
 ) -> PooledScores:
     """Attend from pooled queries to mean keys; average over the pools of each query block.
@@ -50,7 +53,10 @@ def pooled_scores(
         k: (B, H, N, D) mean keys.
         log_sizes: (N,) float32 logarithm of the keys that each mean stands for.
         group: pooled queries per block, one of ``GROUPS``.
+        rows: (M,) int32, where the pooled queries are in ``q``, which is then (B, H, S, D); None
+            for all of them in order.
         variances: (B, H, N, D) of the keys within each block, to ask for ``spread``.
+        weights: (B, H, N) float32, factors on the key blocks' ``spread``; None is 1.
         centre: (B, H, D) query around which logits vary; None is 0.
 
     Returns:
@@ -61,29 +67,40 @@ def pooled_scores(
         ValueError: shapes do not fit together, or ``group`` is unknown.
     """
     _check(q, k, log_sizes, group, variances)
+    if weights is None:
+        weights = torch.ones((), device=q.device).expand(k.shape[:3])
     if centre is None:
         centre = torch.zeros_like(q[:, :, 0])
     if triton_is_native(q.device) and padded_head_size(q.shape[3]) <= _WIDEST_HEAD:
         from vidsparse.kernels.triton_pooled_scores import pooled_scores_triton
 
-        return PooledScores(*pooled_scores_triton(q, k, log_sizes, variances, centre, group=group))
+        return PooledScores(
+            *pooled_scores_triton(q, rows, k, log_sizes, variances, weights, centre, group=group)
+        )
+    q = q if rows is None else q.index_select(2, rows)
     B, H, M, D = q.shape
     heads = max(1, _ENTRIES // (M * k.shape[2]))
     q, k, centre = (x.flatten(0, 1) for x in (q, k, centre))
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start in range(0, B * H, heads):
-        rows = slice(start, start + heads)
-        pools = q[rows].float() * D**-0.5
-        mass = torch.softmax(pools @ k[rows].float().mT + log_sizes, -1)
+        some = slice(start, start + heads)
+        pools = q[some].float() * D**-0.5
+        mass = torch.softmax(pools @ k[some].float().mT + log_sizes, -1)
         means[0].append(group_means(mass, group).to(q.dtype))
         if variances is not None:
-            away = (pools - centre[rows, None].float() * D**-0.5).square()
-            mass *= away @ variances.flatten(0, 1)[rows].float().mT
-            means[1].append(group_means(mass, group))
+            away = (pools - centre[some, None].float() * D**-0.5).square()
+            mass *= away @ variances.flatten(0, 1)[some].float().mT
+            mass *= weights.flatten(0, 1)[some, None]
+            means[1].append(group_means(mass, group).to(spread_dtype(q)))
     masses, spreads = (torch.cat(x).unflatten(0, (B, H)) if x else None for x in means)
     if masses is None:
         raise ValueError(f"q has shape {(B, H, M, D)}; every dimension must be at least 1")
     return PooledScores(masses, spreads)
+
+
+def spread_dtype(q: Tensor) -> torch.dtype:
+    """Return what ``spread`` is for queries of a dtype."""
+    return torch.bfloat16 if q.element_size() == 2 else torch.float32
 
 
 def group_means(x: Tensor, group: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,12 +21,16 @@ class PooledTokens(NamedTuple):
     Args:
         tokens: (B, H, S, D) in the order, contiguous.
         means: (B, H, ceil(S / unit), D).
-        squares: mean squares, float32, or None.
+        variances: within each run, as (B, H, ceil(S / unit), D) or, float32, as
+            (B, H, ceil(S / unit)) summed over the channels; or None.
     """
 
     tokens: Tensor
     means: Tensor
-    squares: Tensor | None
+    variances: Tensor | None
+
+
+Variances = Literal["channels", "total"]
 
 
 def permute_and_pool(
@@ -34,7 +38,7 @@ def permute_and_pool(
     order: Tensor,
     unit: int,
     *,
-    squares: bool = False,
+    variances: Variances | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PooledTokens:
     """Bring tokens into an order and average every ``unit`` of them in the same pass.
@@ -43,18 +47,23 @@ def permute_and_pool(
         x: (B, H, S, D) in natural order, last dimension contiguous.
         order: (S,) int32, natural index of the token at each position.
         unit: tokens per mean, at least 1; the last mean may be of fewer.
-        squares: also average the squares.
-        dtype: of the means.
+        variances: also take the variances, of each channel or their sum.
+        dtype: of the means and of the channels' variances.
     """
     if triton_is_native(x.device) and unit in FUSED_UNITS:
         from vidsparse.kernels.triton_pooling import permute_and_pool_triton
 
-        return PooledTokens(*permute_and_pool_triton(x, order, unit, squares, dtype))
+        return PooledTokens(*permute_and_pool_triton(x, order, unit, variances, dtype))
     tokens = permute_tokens(x, order.view(1, 1, -1))
     S = x.shape[2]
     offsets = torch.arange(-(-S // unit) + 1, dtype=torch.int32, device=x.device) * unit
-    pooled = pooled_means(tokens, offsets.clamp_(max=S), block=unit, squares=squares)
-    return PooledTokens(tokens, pooled[0].to(dtype), pooled[1])
+    pooled = pooled_means(
+        tokens, offsets.clamp_(max=S), block=unit, variances=variances is not None
+    )
+    means, spread = pooled[0].to(dtype), pooled[1]
+    if spread is not None:
+        spread = spread.sum(-1) if variances == "total" else spread.to(dtype)
+    return PooledTokens(tokens, means, spread)
 
 
 def pooled_means(
@@ -63,9 +72,9 @@ def pooled_means(
     *,
     order: Tensor | None = None,
     block: int | None = None,
-    squares: bool = False,
+    variances: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Average the tokens of each block, and their squares.
+    """Average the tokens of each block, and take each channel's variance.
 
     On a GPU the tokens are read once and no permuted copy is made.
 
@@ -74,19 +83,22 @@ def pooled_means(
         offsets: (N + 1,) int32, first position of each block in the order, and S.
         order: (S,) int32, natural index of the token at each position; None for natural order.
         block: tokens per block when all but a smaller last one are equal.
-        squares: also average the squares.
+        variances: also take the variances.
 
     Returns:
-        Means and mean squares, (B, H, N, D) float32; None without ``squares``.
+        Means and variances, (B, H, N, D) float32; None without ``variances``.
     """
     if triton_is_native(x.device):
         from vidsparse.kernels.triton_pooling import pooled_means_triton
 
-        return pooled_means_triton(x, offsets, order=order, squares=squares)
+        return pooled_means_triton(x, offsets, order=order, variances=variances)
     if order is not None:
         x = permute_tokens(x, order.view(1, 1, -1))
     means = _means(x, offsets, block)
-    return means, _means(x.float().square(), offsets, block) if squares else None
+    if not variances:
+        return means, None
+    squares = _means(x.float().square(), offsets, block)
+    return means, squares.addcmul_(means, means, value=-1).clamp_(min=0)
 
 
 def _means(x: Tensor, offsets: Tensor, block: int | None) -> Tensor:

@@ -15,8 +15,8 @@ from vidsparse.kernels.triton_permute import shared_strides
 # of `python -m vidsparse.profiling.tune_parts --heads 8`, and where they vary: the largest is the
 # last done.
 MEANS, RAGGED_MEANS = (32, 1), (128, 8)
-# Rows at once where tangents weigh them.
-_ROWS = 32
+# Rows at once where tangents weigh them: blocks of up to so many whole, others in parts.
+_MOST_ROWS, _ROWS = 128, 32
 # Key blocks handled at once by the program of a query block.
 _CHUNK = 1024
 # Means of one tile in any attention kernel divide this.
@@ -86,11 +86,26 @@ def _key_value_means_kernel(
 
 
 @triton.jit
+def _tangent_rows(
+    k_ptr, v_ptr, tangent, rows, last, k_stride_s, v_stride_s, D, PAD_D: tl.constexpr
+):  # fmt: skip
+    """Return keys, values and logits at the tangent of some rows; -inf past the last."""
+    columns = tl.arange(0, PAD_D)
+    keep = (rows < last)[:, None] & (columns < D)[None, :]
+    place = rows.to(tl.int64)[:, None]
+    k = tl.load(k_ptr + place * k_stride_s + columns[None, :], mask=keep, other=0.0)
+    v = tl.load(v_ptr + place * v_stride_s + columns[None, :], mask=keep, other=0.0)
+    k, v = k.to(tl.float32), v.to(tl.float32)
+    return k, v, tl.where(rows < last, tl.sum(k * tangent[None, :], 1), float("-inf"))
+
+
+@triton.jit
 def _tangent_means_kernel(
     k_ptr, v_ptr, tangent_ptr, offsets_ptr, k_mean_ptr, v_mean_ptr, weight_ptr,
     k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
     offset_stride_b, offset_stride_h, mean_stride_h, mean_stride_s,
-    H, S, D, N, block_kv, scale, ROWS: tl.constexpr, PAD_D: tl.constexpr, RAGGED: tl.constexpr,
+    H, S, D, N, block_kv, scale, ROWS: tl.constexpr, PAD_D: tl.constexpr,
+    RAGGED: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One program averages keys and values of one block of one head, weighed by its tangent."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -107,29 +122,36 @@ def _tangent_means_kernel(
     inside_d = columns < D
     tangent = tl.load(tangent_ptr + (head * N + block) * D + columns, mask=inside_d, other=0.0)
     tangent *= scale
-    # Every row slot keeps its own maximum and sums: rows meet once, at the end.
-    row_max = tl.full([ROWS], float("-inf"), tl.float32)
-    row_sum = tl.zeros([ROWS], tl.float32)
-    k_sum = tl.zeros([ROWS, PAD_D], tl.float32)
-    v_sum = tl.zeros([ROWS, PAD_D], tl.float32)
-    for start in range(first, last, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        keep = (rows < last)[:, None] & inside_d[None, :]
-        place = rows.to(tl.int64)[:, None]
-        k = tl.load(k_ptr + place * k_stride_s + columns[None, :], mask=keep, other=0.0)
-        v = tl.load(v_ptr + place * v_stride_s + columns[None, :], mask=keep, other=0.0)
-        k, v = k.to(tl.float32), v.to(tl.float32)
-        logits = tl.where(rows < last, tl.sum(k * tangent[None, :], 1), float("-inf"))
-        new_max = tl.maximum(row_max, logits)
-        base = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight, decay = tl.exp(logits - base), tl.exp(row_max - base)
-        row_sum = row_sum * decay + weight
-        k_sum = k_sum * decay[:, None] + weight[:, None] * k
-        v_sum = v_sum * decay[:, None] + weight[:, None] * v
-        row_max = new_max
-    most = tl.max(row_max, 0)
-    share = tl.exp(row_max - tl.where(most == float("-inf"), 0.0, most))
-    total = tl.sum(row_sum * share, 0)
+    if WHOLE:
+        rows = first + tl.arange(0, ROWS)
+        k, v, row_max = _tangent_rows(
+            k_ptr, v_ptr, tangent, rows, last, k_stride_s, v_stride_s, D, PAD_D
+        )
+        most = tl.max(row_max, 0)
+        share = tl.exp(row_max - tl.where(most == float("-inf"), 0.0, most))
+        total = tl.sum(share, 0)
+        k_sum, v_sum = k, v
+    else:
+        # Every row slot keeps its own maximum and sums: rows meet once, at the end.
+        row_max = tl.full([ROWS], float("-inf"), tl.float32)
+        row_sum = tl.zeros([ROWS], tl.float32)
+        k_sum = tl.zeros([ROWS, PAD_D], tl.float32)
+        v_sum = tl.zeros([ROWS, PAD_D], tl.float32)
+        for start in range(first, last, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            k, v, logits = _tangent_rows(
+                k_ptr, v_ptr, tangent, rows, last, k_stride_s, v_stride_s, D, PAD_D
+            )
+            new_max = tl.maximum(row_max, logits)
+            base = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight, decay = tl.exp(logits - base), tl.exp(row_max - base)
+            row_sum = row_sum * decay + weight
+            k_sum = k_sum * decay[:, None] + weight[:, None] * k
+            v_sum = v_sum * decay[:, None] + weight[:, None] * v
+            row_max = new_max
+        most = tl.max(row_max, 0)
+        share = tl.exp(row_max - tl.where(most == float("-inf"), 0.0, most))
+        total = tl.sum(row_sum * share, 0)
     inverse = tl.where(total == 0, 0.0, 1.0 / total)
     k_mean = (tl.sum(k_sum * share[:, None], 0) * inverse).to(k_mean_ptr.dtype.element_ty)
     v_mean = tl.sum(v_sum * share[:, None], 0) * inverse
@@ -142,7 +164,12 @@ def _tangent_means_kernel(
 
 
 def tangent_means(
-    k: Tensor, v: Tensor, mask: BlockMask | RaggedBlockMask, tangents: Tensor, scale: float
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask | RaggedBlockMask,
+    tangents: Tensor,
+    scale: float,
+    warps: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Average keys and values as tangents weigh them; see ``block_means.key_value_means``."""
     B, H, S, D = k.shape
@@ -153,11 +180,13 @@ def tangent_means(
         offsets, block_kv = mask.kv_offsets.contiguous(), 0
     else:
         offsets, block_kv = mask.kv_num_blocks, mask.block_kv
+    whole = 0 < block_kv <= _MOST_ROWS
+    rows = triton.next_power_of_2(block_kv) if whole else _ROWS
     _tangent_means_kernel[(N, B * H)](
         k, v, tangents.contiguous(), offsets, k_mean, v_mean, weight,
         *k.stride()[:3], *v.stride()[:3], *shared_strides(offsets), *k_mean.stride()[1:3],
-        H, S, D, N, block_kv, scale, ROWS=_ROWS, PAD_D=triton.next_power_of_2(D),
-        RAGGED=block_kv == 0, num_warps=4,
+        H, S, D, N, block_kv, scale, ROWS=rows, PAD_D=triton.next_power_of_2(D),
+        RAGGED=block_kv == 0, WHOLE=whole, num_warps=warps or max(1, rows // 16 if whole else 4),
     )  # fmt: skip
     return k_mean[..., :D], v_mean[..., :D], weight
 

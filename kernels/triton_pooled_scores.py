@@ -1,17 +1,28 @@
 """Triton twin of ``pooled_scores``: two passes over the mean keys, no map of pooled queries."""
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from vidsparse.kernels.launch import padded_head_size
+from vidsparse.kernels.pooled_scores import spread_dtype
 from vidsparse.kernels.triton_attention import online_softmax_update
 
-# Pooled queries of one program, and mean keys of one step.
-_ROWS = 64
-_COLUMNS = 64
+
+class ScoresConfig(NamedTuple):
+    """How a program is cut: pooled queries, mean keys of one step, warps, stages in flight."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+_CONFIG = ScoresConfig(64, 64, 4, 2)
 
 
 @triton.jit
@@ -35,16 +46,22 @@ def _logits(
 
 @triton.jit
 def _pooled_scores_kernel(
-    q_ptr, k_ptr, variance_ptr, centre_ptr, log_size_ptr, mass_ptr, spread_ptr, M, N, D, Nq, scale,
+    q_ptr, rows_ptr, k_ptr, variance_ptr, weights_ptr, centre_ptr, log_size_ptr,
+    mass_ptr, spread_ptr, stride_b, stride_h, stride_s, weight_stride, H, M, N, D, Nq, scale,
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PAD_D: tl.constexpr,
-    SPREAD: tl.constexpr,
+    CHOSEN: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """One program scores all key blocks for ROWS / GROUP query blocks of one head."""
     head = tl.program_id(1).to(tl.int64)
-    q_ptr += head * M * D
+    q_ptr += head // H * stride_b + head % H * stride_h
     k_ptr += head * N * D
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    q = _load(q_ptr, rows, M, D, PAD_D)
+    d = tl.arange(0, PAD_D)
+    place = rows.to(tl.int64)
+    if CHOSEN:
+        place = tl.load(rows_ptr + rows, mask=rows < M, other=0).to(tl.int64)
+    keep = (rows < M)[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + place[:, None] * stride_s + d[None, :], mask=keep, other=0.0)
     scale_log2 = scale * 1.4426950408889634
     row_max = tl.full([ROWS], float("-inf"), tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
@@ -57,50 +74,63 @@ def _pooled_scores_kernel(
     members = tl.maximum(tl.minimum(M - block * GROUP, GROUP), 1).to(tl.float32)
     inverse = tl.where(rows < M, 1.0 / row_sum, 0.0)
     if SPREAD:
-        d = tl.arange(0, PAD_D)
         centre = tl.load(centre_ptr + head * D + d, mask=d < D, other=0.0).to(tl.float32)
         away = (q.to(tl.float32) - centre[None, :]) * scale
         away = (away * away).to(q.dtype)
         variance_ptr += head * N * D
+        weights_ptr += head * weight_stride
     for start in range(0, N, COLUMNS):
         scores = _logits(q, k_ptr, log_size_ptr, start, N, D, scale_log2, COLUMNS, PAD_D)
         weights = tl.math.exp2(scores - row_max[:, None]) * inverse[:, None]
         columns = start + tl.arange(0, COLUMNS)
         target = (head * Nq + block)[:, None] * N + columns[None, :]
-        keep = (block < Nq)[:, None] & (columns < N)[None, :]
+        inside = (block < Nq)[:, None] & (columns < N)[None, :]
         mass = tl.sum(weights.reshape(BLOCKS, GROUP, COLUMNS), 1) / members[:, None]
-        tl.store(mass_ptr + target, mass.to(mass_ptr.dtype.element_ty), mask=keep)
+        tl.store(mass_ptr + target, mass.to(mass_ptr.dtype.element_ty), mask=inside)
         if SPREAD:
             variance = _load(variance_ptr, columns, N, D, PAD_D)
             weights *= tl.dot(away, variance.T, input_precision="tf32")
             spread = tl.sum(weights.reshape(BLOCKS, GROUP, COLUMNS), 1) / members[:, None]
-            tl.store(spread_ptr + target, spread, mask=keep)
+            factor = tl.load(
+                weights_ptr + columns * (weight_stride > 0), mask=columns < N, other=0.0
+            )
+            spread *= factor[None, :]
+            tl.store(spread_ptr + target, spread.to(spread_ptr.dtype.element_ty), mask=inside)
 
 
 def pooled_scores_triton(
     q: Tensor,
+    rows: Tensor | None,
     k: Tensor,
     log_sizes: Tensor,
     variances: Tensor | None,
+    weights: Tensor,
     centre: Tensor,
     *,
     group: int,
+    config: ScoresConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Score key blocks for pooled queries; see ``pooled_scores.pooled_scores``."""
-    B, H, M, D = q.shape
+    B, H, _, D = q.shape
+    M = q.shape[2] if rows is None else len(rows)
     N, Nq = k.shape[2], -(-M // group)
-    q, k = q.contiguous(), k.to(q.dtype).contiguous()
+    q = q if q.stride(3) == 1 else q.contiguous()
+    k = k.to(q.dtype).contiguous()
     mass = torch.empty(B, H, Nq, N, dtype=q.dtype, device=q.device)
     spread = None
     if variances is not None:
         variances = variances.to(q.dtype).contiguous()
-        spread = torch.empty(B, H, Nq, N, dtype=torch.float32, device=q.device)
+        spread = torch.empty(B, H, Nq, N, dtype=spread_dtype(q), device=q.device)
+    shared = weights.stride() == (0, 0, 0)
+    weights = weights if shared else weights.contiguous()
+    config = config or _CONFIG
     # float32 rows take twice the shared memory.
-    columns = _COLUMNS if q.element_size() == 2 else _COLUMNS // 2
-    _pooled_scores_kernel[(triton.cdiv(M, _ROWS), B * H)](
-        q, k, k if variances is None else variances, centre.contiguous(), log_sizes.contiguous(),
-        mass, mass if spread is None else spread, M, N, D, Nq, D**-0.5, GROUP=group, ROWS=_ROWS,
-        COLUMNS=columns, PAD_D=padded_head_size(D), SPREAD=spread is not None, num_warps=4,
-        num_stages=2,
+    columns = config.columns if q.element_size() == 2 else config.columns // 2
+    _pooled_scores_kernel[(triton.cdiv(M, config.rows), B * H)](
+        q, log_sizes if rows is None else rows, k, k if variances is None else variances, weights,
+        centre.contiguous(), log_sizes.contiguous(), mass, mass if spread is None else spread,
+        *q.stride()[:3], 0 if shared else N, H, M, N, D, Nq, D**-0.5, GROUP=group,
+        ROWS=config.rows, COLUMNS=columns, PAD_D=padded_head_size(D), CHOSEN=rows is not None,
+        SPREAD=spread is not None, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return mass, spread

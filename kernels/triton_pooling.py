@@ -14,8 +14,8 @@ _MOVED_ROWS = 64
 
 @triton.jit
 def _pooled_means_kernel(
-    x_ptr, offsets_ptr, order_ptr, means_ptr, squares_ptr, stride_b, stride_h, stride_s,
-    H, N, D, ROWS: tl.constexpr, PAD_D: tl.constexpr, ORDERED: tl.constexpr, SQUARES: tl.constexpr,
+    x_ptr, offsets_ptr, order_ptr, means_ptr, variances_ptr, stride_b, stride_h, stride_s, H, N, D,
+    ROWS: tl.constexpr, PAD_D: tl.constexpr, ORDERED: tl.constexpr, VARIANCES: tl.constexpr,
 ):  # fmt: skip
     """One program averages one block of one head."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -35,37 +35,40 @@ def _pooled_means_kernel(
         x = tl.load(address, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
         x = x.to(tl.float32)
         total += x
-        if SQUARES:
+        if VARIANCES:
             total_squares += x * x
     count = tl.maximum(last - first, 1).to(tl.float32)
     target = (head * N + block) * D + columns
-    tl.store(means_ptr + target, tl.sum(total, 0) / count, mask=columns < D)
-    if SQUARES:
-        tl.store(squares_ptr + target, tl.sum(total_squares, 0) / count, mask=columns < D)
+    mean = tl.sum(total, 0) / count
+    tl.store(means_ptr + target, mean, mask=columns < D)
+    if VARIANCES:
+        variance = tl.maximum(tl.sum(total_squares, 0) / count - mean * mean, 0.0)
+        tl.store(variances_ptr + target, variance, mask=columns < D)
 
 
 def pooled_means_triton(
-    x: Tensor, offsets: Tensor, *, order: Tensor | None, squares: bool
+    x: Tensor, offsets: Tensor, *, order: Tensor | None, variances: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Average the tokens of each block; see ``pooling.pooled_means``."""
     B, H, _, D = x.shape
     x = x if x.stride(3) == 1 else x.contiguous()
     N = offsets.numel() - 1
     means = torch.empty(B, H, N, D, dtype=torch.float32, device=x.device)
-    mean_squares = torch.empty_like(means) if squares else None
+    spread = torch.empty_like(means) if variances else None
     _pooled_means_kernel[(N, B * H)](
         x, offsets, offsets if order is None else order,
-        means, means if mean_squares is None else mean_squares, *x.stride()[:3], H, N, D,
-        ROWS=_ROWS, PAD_D=triton.next_power_of_2(D), ORDERED=order is not None, SQUARES=squares,
+        means, means if spread is None else spread, *x.stride()[:3], H, N, D, ROWS=_ROWS,
+        PAD_D=triton.next_power_of_2(D), ORDERED=order is not None, VARIANCES=variances,
         num_warps=4,
     )  # fmt: skip
-    return means, mean_squares
+    return means, spread
 
 
 @triton.jit
 def _permute_and_pool_kernel(
-    x_ptr, order_ptr, y_ptr, means_ptr, squares_ptr, stride_b, stride_h, stride_s, H, S, N, D,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, PAD_D: tl.constexpr, SQUARES: tl.constexpr,
+    x_ptr, order_ptr, y_ptr, means_ptr, variances_ptr, stride_b, stride_h, stride_s, H, S, N, D,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, PAD_D: tl.constexpr,
+    CHANNELS: tl.constexpr, TOTAL: tl.constexpr,
 ):  # fmt: skip
     """One program moves ROWS tokens of one head and averages ROWS / UNIT runs of them."""
     head = tl.program_id(1).to(tl.int64)
@@ -90,12 +93,25 @@ def _permute_and_pool_kernel(
     keep &= (runs < N)[:, None]
     means = tl.sum(x, 1) / count[:, None]
     tl.store(means_ptr + target, means.to(means_ptr.dtype.element_ty), mask=keep)
-    if SQUARES:
-        tl.store(squares_ptr + target, tl.sum(x * x, 1) / count[:, None], mask=keep)
+    if CHANNELS or TOTAL:
+        # Rows past the end are 0, not the mean.
+        x = tl.where(inside.reshape(RUNS, UNIT, 1), x - means[:, None, :], 0.0)
+        variances = tl.sum(x * x, 1) / count[:, None]
+        if TOTAL:
+            total = tl.sum(variances, 1)
+            tl.store(variances_ptr + head * N + runs, total, mask=runs < N)
+        else:
+            variances = variances.to(variances_ptr.dtype.element_ty)
+            tl.store(variances_ptr + target, variances, mask=keep)
 
 
 def permute_and_pool_triton(
-    x: Tensor, order: Tensor, unit: int, squares: bool, dtype: torch.dtype
+    x: Tensor,
+    order: Tensor,
+    unit: int,
+    variances: str | None,
+    dtype: torch.dtype,
+    config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Move tokens and average runs of them; see ``pooling.permute_and_pool``."""
     B, H, S, D = x.shape
@@ -103,13 +119,17 @@ def permute_and_pool_triton(
     N = triton.cdiv(S, unit)
     tokens = torch.empty(B, H, S, D, dtype=x.dtype, device=x.device)
     means = torch.empty(B, H, N, D, dtype=dtype, device=x.device)
-    mean_squares = None
-    if squares:
-        mean_squares = torch.empty(B, H, N, D, dtype=torch.float32, device=x.device)
+    spread = None
+    if variances == "total":
+        spread = torch.empty(B, H, N, device=x.device)
+    elif variances == "channels":
+        spread = torch.empty_like(means)
     rows = max(unit, _MOVED_ROWS)
+    rows, warps = config or (rows, 4 if rows <= 64 else 8)
     _permute_and_pool_kernel[(triton.cdiv(S, rows), B * H)](
-        x, order, tokens, means, means if mean_squares is None else mean_squares,
-        *x.stride()[:3], H, S, N, D, UNIT=unit, ROWS=rows, PAD_D=triton.next_power_of_2(D),
-        SQUARES=squares, num_warps=4 if rows <= 64 else 8,
+        x, order, tokens, means, means if spread is None else spread, *x.stride()[:3], H, S, N, D,
+        UNIT=unit, ROWS=rows, PAD_D=triton.next_power_of_2(D),
+        CHANNELS=variances == "channels", TOTAL=variances == "total",
+        num_warps=warps,
     )  # fmt: skip
-    return tokens, means, mean_squares
+    return tokens, means, spread

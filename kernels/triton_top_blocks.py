@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split
+from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split, load_keys, row_stride
 
 # Entries that one program holds at once: enough loads in flight to hide the L2's latency. A lane
 # sums N / _CHUNK weights in int32, so they may be 2**31 * _CHUNK / N at most.
@@ -16,28 +16,23 @@ _SPLIT_BELOW = 256
 
 
 @triton.jit
-def _sort_keys(scores):
-    """Map float32 to int32 of the same order; both zeros are equal."""
-    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
 def _keep_top_weight_kernel(
-    scores_ptr, weights_ptr, targets_ptr, keep_ptr, weight_stride, target_stride, N,
-    CHUNK: tl.constexpr,
+    scores_ptr, weights_ptr, targets_ptr, forced_ptr, keep_ptr,
+    weight_stride, target_stride, forced_stride, N,
+    BITS: tl.constexpr, FORCED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One program keeps the entries of one row."""
     row = tl.program_id(0).to(tl.int64)
     scores_ptr += row * N
     keep_ptr += row * N
     weights_ptr += row * weight_stride
+    forced_ptr += row * forced_stride
     target = tl.load(targets_ptr + row * target_stride)
     columns = tl.arange(0, CHUNK)
     # The greatest key whose entries and those above weigh the target, two bits per round.
-    threshold = tl.full([], -2147483648, tl.int32)
-    step = tl.full([], 1073741824, tl.int32)
-    for _ in range(16):
+    step = tl.full([], 1, tl.int32) << (BITS - 2)
+    threshold = -2 * step
+    for _ in range(BITS // 2):
         one = threshold + step
         two = one + step
         three = two + step
@@ -45,9 +40,8 @@ def _keep_top_weight_kernel(
         above_two = tl.zeros([CHUNK], tl.int32)
         above_three = tl.zeros([CHUNK], tl.int32)
         for start in range(0, N, CHUNK):
-            inside = start + columns < N
-            keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
-            weights = tl.load(weights_ptr + start + columns, mask=inside, other=0)
+            keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
+            weights = tl.load(weights_ptr + start + columns, mask=start + columns < N, other=0)
             above_one += tl.where(keys >= one, weights, 0)
             above_two += tl.where(keys >= two, weights, 0)
             above_three += tl.where(keys >= three, weights, 0)
@@ -57,35 +51,41 @@ def _keep_top_weight_kernel(
         step = step >> 2
     above = tl.zeros([CHUNK], tl.int32)
     for start in range(0, N, CHUNK):
-        inside = start + columns < N
-        keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
-        weights = tl.load(weights_ptr + start + columns, mask=inside, other=0)
+        keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
+        weights = tl.load(weights_ptr + start + columns, mask=start + columns < N, other=0)
         above += tl.where(keys > threshold, weights, 0)
     # Entries at the threshold share what is left, the first ones first.
     held = tl.sum(above.to(tl.int64))
     for start in range(0, N, CHUNK):
         inside = start + columns < N
-        keys = _sort_keys(tl.load(scores_ptr + start + columns, mask=inside, other=0.0))
+        keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
         weights = tl.load(weights_ptr + start + columns, mask=inside, other=0).to(tl.int64)
         ties = tl.where(keys == threshold, weights, 0)
         before = held + tl.cumsum(ties, 0) - ties
         keep = (keys > threshold) | ((keys == threshold) & (before < target))
+        if FORCED:
+            keep |= tl.load(forced_ptr + start + columns, mask=inside, other=0) != 0
         tl.store(keep_ptr + start + columns, keep.to(tl.int8), mask=inside)
         held += tl.sum(ties)
 
 
-def keep_top_weight_triton(scores: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+def keep_top_weight_triton(
+    scores: Tensor, weights: Tensor, targets: Tensor, forced: Tensor | None = None
+) -> Tensor:
     """Keep the best entries of each row; see ``top_blocks.keep_top_weight``."""
     R, N = scores.shape
     scores, weights = scores.contiguous(), weights.to(torch.int32).contiguous()
     targets = (targets.ceil() if targets.is_floating_point() else targets).long().contiguous()
+    forced = None if forced is None else forced.contiguous()
     if R < _SPLIT_BELOW and N > _CHUNK:
-        return keep_top_weight_split(scores, weights, targets)
+        return keep_top_weight_split(scores, weights, targets, forced)
     keep = torch.empty(R, N, dtype=torch.bool, device=scores.device)
     chunk = min(_CHUNK, max(64, triton.next_power_of_2(N)))
     _keep_top_weight_kernel[(R,)](
-        scores, weights, targets, keep.view(torch.int8),
-        0 if weights.shape[0] == 1 else N, 0 if targets.shape[0] == 1 else 1, N,
-        CHUNK=chunk, num_warps=16 if chunk >= 4096 else 4,
+        scores, weights, targets, scores if forced is None else forced.view(torch.uint8),
+        keep.view(torch.int8), row_stride(weights), row_stride(targets),
+        0 if forced is None else row_stride(forced), N,
+        BITS=8 * scores.element_size(), FORCED=forced is not None, CHUNK=chunk,
+        num_warps=16 if chunk >= 4096 else 4,
     )  # fmt: skip
     return keep

@@ -20,6 +20,7 @@ from vidsparse.generate import (
     sample,
     settle_sampling,
 )
+from vidsparse.loading import load_pipeline
 from vidsparse.pipelines.testing import wan
 from vidsparse.precision import attend_8bit
 from vidsparse.quality import Lpips, ssim_per_frame
@@ -166,6 +167,17 @@ def test_floor_and_context_are_part_of_the_comparison(pipe: Any) -> None:
     assert other["identical"] or other["psnr"] > 50
     assert method["verdict"] in ("undecided", "diverged")
     assert "dB" in method["reason"]
+
+
+@pytest.mark.gpu
+def test_floor_on_a_gpu_takes_text_encoders_that_its_kernel_refuses() -> None:
+    pipe = load_pipeline("tiny", device=torch.device("cuda"), dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    floor = floor_contender("auto", "unused", pipe, "cuda", quiet=True)
+    assert floor.label == "dense efficient kernel"
+    _, other = run(pipe, "random", floor=floor).rows()
+    assert not other["identical"]
+    assert other["psnr"] > 30
 
 
 @pytest.fixture

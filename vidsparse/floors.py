@@ -45,9 +45,11 @@ def _other_precision(model: str, pipe: Any, device: str, *, quiet: bool) -> Cont
 def _other_backend(pipe: Any) -> Contender:
     """Return dense generation with another attention kernel than torch's first choice.
 
-    On a GPU the memory-efficient one, which holds no S x S matrix either; on a CPU plain math.
+    On a GPU the memory-efficient one, which holds no S x S matrix either; on a CPU plain math,
+    which on a GPU takes what the other refuses: masks of some text encoders.
     """
     cuda = pipe.device.type == "cuda"
-    backend = SDPBackend.EFFICIENT_ATTENTION if cuda else SDPBackend.MATH
+    backends = [SDPBackend.EFFICIENT_ATTENTION] if cuda else []
     name = "efficient" if cuda else "math"
-    return Contender(f"dense {name} kernel", pipe, context=partial(sdpa_kernel, backend))
+    kernel = partial(sdpa_kernel, [*backends, SDPBackend.MATH], set_priority=True)
+    return Contender(f"dense {name} kernel", pipe, context=kernel)

@@ -37,6 +37,37 @@ def test_scores_are_means_over_the_pools(generator, shape):
         torch.testing.assert_close(mine.double(), expected, **tolerance)
 
 
+def test_chosen_queries_and_weights_of_blocks(generator):
+    q, k, variances, centre, log_sizes, group = case(SHAPES[1], generator)
+    rows = torch.randperm(131, generator=generator, device=q.device)[:77].int()
+    weights = torch.rand(2, 1, 70, generator=generator, device=q.device)
+    options = {"group": group, "variances": variances, "centre": centre}
+    plain = pooled_scores(q[:, :, rows.long()], k, log_sizes, **options)
+    got = pooled_scores(q, k, log_sizes, rows=rows, weights=weights, **options)
+    torch.testing.assert_close(got.mass, plain.mass)
+    torch.testing.assert_close(got.spread, plain.spread * weights[:, :, None])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_triton_chooses_and_weighs_the_same(generator, transposed):
+    if why_no_triton(generator.device):
+        pytest.skip("no triton here")
+    from vidsparse.kernels.triton_pooled_scores import pooled_scores_triton
+
+    q, k, variances, centre, log_sizes, group = case((2, 3, 131, 70, 40, 16), generator)
+    rows = torch.randperm(131, generator=generator, device=q.device)[:77].int()
+    weights = torch.rand(2, 3, 70, generator=generator, device=q.device)
+    if transposed:
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    got = pooled_scores_triton(q, rows, k, log_sizes, variances, weights, centre, group=group)
+    on_cpu = [x.cpu() for x in (q, k, log_sizes, rows, variances, weights, centre)]
+    names = ("rows", "variances", "weights", "centre")
+    options = dict(zip(names, on_cpu[3:], strict=True))
+    expected = pooled_scores(*on_cpu[:3], group=group, **options)
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, atol=2e-3, rtol=2e-2)
+
+
 def test_heads_in_parts_give_the_same(generator, monkeypatch):
     q, k, variances, centre, log_sizes, group = case(SHAPES[1], generator)
     together = pooled_scores(q, k, log_sizes, group=group, variances=variances, centre=centre)
@@ -53,7 +84,8 @@ def test_triton_gives_the_same(generator, shape, dtype):
     from vidsparse.kernels.triton_pooled_scores import pooled_scores_triton
 
     q, k, variances, centre, log_sizes, group = case(shape, generator, dtype)
-    got = pooled_scores_triton(q, k, log_sizes, variances, centre, group=group)
+    one = torch.ones((), device=q.device).expand(k.shape[:3])
+    got = pooled_scores_triton(q, None, k, log_sizes, variances, one, centre, group=group)
     q, k, variances, centre, log_sizes = (x.cpu() for x in (q, k, variances, centre, log_sizes))
     expected = pooled_scores(
         q.float(), k.float(), log_sizes, group=group, variances=variances, centre=centre

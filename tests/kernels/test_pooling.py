@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidsparse.kernels.backends import why_no_triton
-from vidsparse.kernels.pooling import FUSED_UNITS, permute_and_pool, pooled_means
+from vidsparse.kernels.pooling import FUSED_UNITS, Variances, permute_and_pool, pooled_means
 
 CUTS = [([0, 50, 100, 101], 50), ([0, 1, 33, 33, 101], None), ([0, 101], 101)]
 
@@ -29,12 +29,15 @@ def test_blocks_of_an_order_are_averaged(
     x, device = tokens(generator, transposed), generator.device
     order = torch.randperm(101, generator=generator, device=device).int() if ordered else None
     cut = torch.tensor(offsets, dtype=torch.int32, device=device)
-    means, squares = pooled_means(x, cut, order=order, block=block, squares=True)
+    means, variances = pooled_means(x, cut, order=order, block=block, variances=True)
+    assert variances is not None
     moved = x if order is None else x[:, :, order.long()]
-    for got, values in ((means, moved), (squares, moved.square())):
-        for n, (first, last) in enumerate(itertools.pairwise(offsets)):
-            expected = values[:, :, first:last].sum(2) / max(1, last - first)
-            torch.testing.assert_close(got[:, :, n], expected, atol=1e-6, rtol=1e-5)
+    for n, (first, last) in enumerate(itertools.pairwise(offsets)):
+        part, count = moved[:, :, first:last], max(1, last - first)
+        mean = part.sum(2) / count
+        torch.testing.assert_close(means[:, :, n], mean, atol=1e-6, rtol=1e-5)
+        variance = (part - mean[:, :, None]).square().sum(2) / count
+        torch.testing.assert_close(variances[:, :, n], variance, atol=1e-5, rtol=1e-5)
     assert pooled_means(x, cut, order=order, block=block)[1] is None
 
 
@@ -55,12 +58,13 @@ def test_triton_averages_the_same(
     x, device = tokens(generator, transposed=True).to(dtype), generator.device
     order = torch.randperm(101, generator=generator, device=device).int() if ordered else None
     cut = torch.tensor(offsets, dtype=torch.int32, device=device)
-    got = pooled_means_triton(x, cut, order=order, squares=True)
+    got = pooled_means_triton(x, cut, order=order, variances=True)
     expected = pooled_means(
-        x.cpu(), cut.cpu(), order=None if order is None else order.cpu(), block=block, squares=True
-    )
+        x.cpu(), cut.cpu(), order=None if order is None else order.cpu(), block=block,
+        variances=True,
+    )  # fmt: skip
     for mine, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(mine.cpu(), theirs, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(mine.cpu(), theirs, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("unit", [1, 8, 12, 64, 128])
@@ -71,23 +75,27 @@ def test_moving_and_averaging_at_once_equals_one_after_the_other(
     x, device = tokens(generator, transposed=True), generator.device
     order = torch.randperm(101, generator=generator, device=device).int()
     moved = x[:, :, order.long()]
-    got = permute_and_pool(x, order, unit, squares=True, dtype=dtype)
+    got = permute_and_pool(x, order, unit, variances="channels", dtype=dtype)
     assert torch.equal(got.tokens, moved)
     assert got.means.dtype is dtype
-    assert got.squares is not None
-    for mine, values in ((got.means.float(), moved), (got.squares, moved.square())):
-        expected = torch.stack([part.mean(2) for part in values.split(unit, 2)], 2)
-        # Means are rounded to float16 at last: by half a unit of its last place, 2^-11 of them.
-        rounded = mine is not got.squares and dtype is torch.float16
-        exactness = 2**-11 if rounded else 1e-5
-        torch.testing.assert_close(mine, expected, atol=1e-6, rtol=exactness)
-    assert permute_and_pool(x, order, unit).squares is None
+    parts = moved.split(unit, 2)
+    # float16 rounds at last: by half a unit of the last place, 2^-11 of it.
+    exactness = {"atol": 1e-5, "rtol": 2**-11 if dtype is torch.float16 else 1e-5}
+    for mine, expected in (
+        (got.means, [part.mean(2) for part in parts]),
+        (got.variances, [part.var(2, correction=0) for part in parts]),
+    ):
+        torch.testing.assert_close(mine.float(), torch.stack(expected, 2), **exactness)
+    total = permute_and_pool(x, order, unit, variances="total", dtype=dtype).variances
+    expected = torch.stack([part.var(2, correction=0).sum(-1) for part in parts], 2)
+    torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-5)
+    assert permute_and_pool(x, order, unit).variances is None
 
 
 @pytest.mark.parametrize("unit", FUSED_UNITS)
-@pytest.mark.parametrize("squares", [False, True])
+@pytest.mark.parametrize("variances", [None, "channels", "total"])
 def test_triton_moves_and_averages_the_same(
-    generator: torch.Generator, unit: int, squares: bool
+    generator: torch.Generator, unit: int, variances: Variances | None
 ) -> None:
     if why_no_triton(generator.device):
         pytest.skip("no triton here")
@@ -95,11 +103,25 @@ def test_triton_moves_and_averages_the_same(
 
     x, device = tokens(generator, transposed=True), generator.device
     order = torch.randperm(101, generator=generator, device=device).int()
-    got = permute_and_pool_triton(x, order, unit, squares, torch.float32)
-    expected = permute_and_pool(x.cpu(), order.cpu(), unit, squares=squares)
+    got = permute_and_pool_triton(x, order, unit, variances, torch.float32)
+    expected = permute_and_pool(x.cpu(), order.cpu(), unit, variances=variances)
     assert torch.equal(got[0].cpu(), expected.tokens)
     torch.testing.assert_close(got[1].cpu(), expected.means, atol=1e-6, rtol=1e-5)
-    if squares:
-        torch.testing.assert_close(got[2].cpu(), expected.squares, atol=1e-6, rtol=1e-5)
-    else:
+    if variances is None:
         assert got[2] is None
+    else:
+        torch.testing.assert_close(got[2].cpu(), expected.variances, atol=1e-5, rtol=1e-5)
+
+
+def test_variances_of_equal_tokens_far_from_zero_are_zero(generator: torch.Generator) -> None:
+    """A mean of squares less a squared mean would leave what float32 rounds away."""
+    if why_no_triton(generator.device):
+        pytest.skip("no triton here")
+    from vidsparse.kernels.triton_pooling import permute_and_pool_triton
+
+    device = generator.device
+    x = torch.full((1, 1, 70, 24), 300.5, device=device)
+    order = torch.randperm(70, generator=generator, device=device).int()
+    for variances in ("channels", "total"):
+        got = permute_and_pool_triton(x, order, 32, variances, torch.float32)[2]
+        assert not got.count_nonzero()

@@ -39,6 +39,51 @@ def test_keeps_the_best_until_the_target(generator: torch.Generator, seed: int) 
         assert torch.equal(got, slow(scores[row].cpu(), weights[shared], float(targets[shared])))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_forced_entries_come_first_and_stay(generator: torch.Generator, seed: int) -> None:
+    scores, weights, targets = draw(seed, generator.device)
+    forced = torch.rand(*scores.shape, device=generator.device, generator=generator) < 0.2
+    forced = forced[:1] if seed % 2 else forced
+    kept = keep_top_weight(scores, weights, targets, forced)
+    first = keep_top_weight(scores.masked_fill(forced, torch.inf), weights, targets)
+    assert torch.equal(kept, first | forced)
+    assert torch.equal(
+        keep_top_weight(scores, weights, 0 * targets, forced), forced.expand_as(kept)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("shared", [True, False, None])
+def test_triton_takes_any_dtype_and_forced_entries(
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    split: bool,
+    shared: bool | None,
+) -> None:
+    if why_no_triton(generator.device):
+        pytest.skip("no triton here")
+    from vidsparse.kernels import triton_top_blocks
+    from vidsparse.kernels.triton_top_blocks import keep_top_weight_triton
+
+    monkeypatch.setattr(triton_top_blocks, "_SPLIT_BELOW", 256 if split else 0)
+    device, N = generator.device, 9000
+    scores = torch.randn(3, N, generator=generator, device=device)
+    scores[:, ::7], scores[1] = 0.0, -scores[1].abs()
+    scores = scores.to(dtype)
+    weights = torch.randint(0, 99, (3, N), generator=generator, device=device)
+    forced = None
+    if shared is not None:
+        forced = torch.rand(1 if shared else 3, N, generator=generator, device=device) < 0.05
+    # The second row's target is less than its forced entries weigh, the third's more than all.
+    share = torch.tensor([[0.4], [0.01], [1.1]], dtype=torch.float64, device=device)
+    targets = weights.sum(-1, keepdim=True) * share
+    got = keep_top_weight_triton(scores, weights, targets, forced)
+    on_cpu = [None if x is None else x.cpu() for x in (scores, weights, targets, forced)]
+    assert torch.equal(got.cpu(), keep_top_weight(*on_cpu))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_triton_keeps_the_same_as_a_sort(generator: torch.Generator, seed: int) -> None:
     if why_no_triton(generator.device):

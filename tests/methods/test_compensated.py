@@ -98,7 +98,7 @@ def test_scores_equal_a_slow_reference(cases):
     keys, values = (x[0, 1, order].split(8) for x in (k, v))
     rows = q[0, 1, order].split(32)
     centre = torch.stack([block.mean(0) for block in rows]).mean(0)
-    samples = moments.samples[0, 1].split(16)
+    samples = q[0, 1, moments.samples].split(16)
     spreads = torch.stack([value.var(0, correction=0).sum().sqrt() for value in values])
     for i, block in enumerate(rows):
         pools = samples[i]

@@ -36,15 +36,17 @@ class BlockMoments:
 
     Attributes:
         tokens: q, k and v, (B, H, S, D) each, in the geometry's order.
-        samples: (B, H, Nq * group, D) some queries of each block.
+        q: (B, H, S, D) queries in natural order.
+        samples: (Nq * group,) int32, where some queries of each block are in ``q``.
         group: samples per query block.
         q_means: (B, H, Nq, D) float32.
-        k_means: (B, H, Nkv, D) float32.
-        k_variances: (B, H, Nkv, D) float32, within each block.
+        k_means: (B, H, Nkv, D) in the keys' dtype.
+        k_variances: (B, H, Nkv, D) in the keys' dtype, within each block.
         v_spread: (B, H, Nkv) float32, root of the summed variances of the values' channels.
     """
 
     tokens: tuple[Tensor, Tensor, Tensor]
+    q: Tensor
     samples: Tensor
     group: int
     q_means: Tensor
@@ -71,15 +73,19 @@ def block_moments(q: Tensor, k: Tensor, v: Tensor, geometry: BlockGeometry) -> B
         raise ValueError("moments need blocks of one size in an order that is not natural")
     group = samples_per_block(block)
     queries = permute_and_pool(q, q_order, block)
-    keys, values = (permute_and_pool(x, kv_order, kv_block, squares=True) for x in (k, v))
+    keys = permute_and_pool(k, kv_order, kv_block, variances="channels", dtype=k.dtype)
+    values = permute_and_pool(v, kv_order, kv_block, variances="total", dtype=v.dtype)
+    assert keys.variances is not None
+    assert values.variances is not None
     return BlockMoments(
         tokens=(queries.tokens, keys.tokens, values.tokens),
-        samples=q.index_select(2, q_order[_places(q.shape[2], block, group, q.device)]),
+        q=q,
+        samples=_sampled(q_order, block, group),
         group=group,
         q_means=queries.means,
         k_means=keys.means,
-        k_variances=_variances(keys.means, keys.squares),
-        v_spread=_variances(values.means, values.squares).sum(-1).sqrt(),
+        k_variances=keys.variances,
+        v_spread=values.variances.sqrt(),
     )
 
 
@@ -88,17 +94,19 @@ def samples_per_block(block: int) -> int:
     return min(_SAMPLES, 1 << (block.bit_length() - 1))
 
 
+# A geometry's order is the same tensor at every call.
 @lru_cache(maxsize=CACHED_GEOMETRIES)
-def _places(S: int, block: int, group: int, device: torch.device) -> Tensor:
-    """Return (Nq * group,) int64 places of the samples: one in each stretch of a block, scattered.
+def _sampled(order: Tensor, block: int, group: int) -> Tensor:
+    """Return (Nq * group,) int32 tokens to sample: one in each stretch of a block, scattered.
 
     At the same place of every stretch they could all lie in one row or frame of the blocks.
     """
+    S = len(order)
     index = torch.arange(-(-S // block) * group)
     first = index // group * block + index % group * block // group
     last = index // group * block + (index % group + 1) * block // group
     places = first + (index.double() * _GOLDEN % 1 * (last - first)).long()
-    return places.clamp_(max=S - 1).to(device)
+    return order[places.clamp_(max=S - 1).to(order.device)]
 
 
 def estimated_scores(moments: BlockMoments, geometry: BlockGeometry) -> PooledScores:
@@ -109,17 +117,19 @@ def estimated_scores(moments: BlockMoments, geometry: BlockGeometry) -> PooledSc
         geometry: the blocks.
 
     Returns:
-        ``mass`` (B, H, Nq, Nkv), rows sum to 1, and ``spread`` (B, H, Nq, Nkv) float32: mass times
-        the variance of the logits around the mean query, times the values' spread relative to the
+        ``mass`` (B, H, Nq, Nkv), rows sum to 1, and ``spread`` (B, H, Nq, Nkv): mass times the
+        variance of the logits around the mean query, times the values' spread relative to the
         head's mean.
     """
     spread = moments.v_spread / moments.v_spread.mean(-1, keepdim=True).clamp(min=1e-30)
     return pooled_scores(
-        moments.samples,
+        moments.q,
         moments.k_means,
         geometry.kv.log_sizes,
         group=moments.group,
-        variances=moments.k_variances * spread[..., None],
+        rows=moments.samples,
+        variances=moments.k_variances,
+        weights=spread,
         centre=moments.q_means.mean(2),
     )
 
@@ -137,9 +147,3 @@ def tangents(weights: Tensor, q_means: Tensor) -> Tensor:
     total = weights.sum(-2, dtype=torch.float32)[..., None]
     sums = weights.mT @ q_means.to(weights.dtype)
     return sums.float() / total.masked_fill(total == 0, 1)
-
-
-def _variances(means: Tensor, squares: Tensor | None) -> Tensor:
-    if squares is None:
-        raise ValueError("variances need mean squares; pool with squares=True")
-    return squares.addcmul_(means, means, value=-1).clamp_(min=0)

@@ -183,8 +183,10 @@ def _shared(
 
 def _keep(scores: Tensor, pairs: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
     """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
-    ranked = scores.masked_fill(kept, torch.inf).view(-1, pairs.shape[-1])
-    return keep_top_weight(ranked, pairs, targets).view(scores.shape) | kept
+    N = pairs.shape[-1]
+    forced = kept if kept.numel() == N else kept.expand(scores.shape)
+    kept = keep_top_weight(scores.reshape(-1, N), pairs, targets, forced.reshape(-1, N))
+    return kept.view(scores.shape)
 
 
 def row_top_k(

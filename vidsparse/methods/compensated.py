@@ -222,7 +222,8 @@ class Compensated(SparseMethod):
         return first if site.layer == 0 else others
 
     def _select(self, scores: Tensor, geometry: BlockGeometry, density: float) -> Tensor:
-        scores = scores.float()
+        if self.budget != "flat":
+            scores = scores.float()
         if self.budget == "top_p":
             scores = scores / scores.sum(-1, keepdim=True).clamp(min=1e-30)
         budget = Budget(self.budget, density, self.p)

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidsparse.errors import UsageError
 from vidsparse.kernels.launch import preferred_blocks
 from vidsparse.kernels.permute import permute_tokens
-from vidsparse.kernels.pooling import permute_and_pool, pooled_means
+from vidsparse.kernels.pooling import Variances, permute_and_pool, pooled_means
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SearchRange, SparseMethod, register
 from vidsparse.methods.blocks import BlockGeometry, strip_geometry, tile_geometry
@@ -92,7 +92,7 @@ class Draft(SparseMethod):
         if self.budget in DENSITY_KINDS:
             geometry.check(self.density)
         sizes = geometry.q.sizes, geometry.kv.sizes
-        q_pools, k_pools = pooled_blocks(q, k, geometry, squares=self.second_moment)
+        q_pools, k_pools = pooled_blocks(q, k, geometry, variances=self.second_moment)
         scores = draft_mass(q_pools, k_pools, geometry)
         floor = not geometry.covers_rows
         kept = self._budget().select(scores, geometry.forced, *sizes, floor=floor)
@@ -177,36 +177,39 @@ def draft_map(
 
     Source: DraftAttention, arXiv:2505.14708, section 3.1; corrections from later work.
     """
-    return draft_mass(*pooled_blocks(q, k, geometry, squares=second_moment), geometry)
+    return draft_mass(*pooled_blocks(q, k, geometry, variances=second_moment), geometry)
 
 
 class PooledBlocks(NamedTuple):
-    """Means (B, H, N, D) of one side's blocks, mean squares if asked for, tokens if moved."""
+    """Means (B, H, N, D) of one side's blocks, variances if asked for, tokens if moved."""
 
     means: Tensor
-    squares: Tensor | None
+    variances: Tensor | None
     tokens: Tensor | None
 
 
 def pooled_blocks(
-    q: Tensor, k: Tensor, geometry: BlockGeometry, *, squares: bool
+    q: Tensor, k: Tensor, geometry: BlockGeometry, *, variances: bool
 ) -> tuple[PooledBlocks, PooledBlocks]:
     """Average queries and keys over blocks; equal blocks of an order are moved in the same pass."""
-    return _pooled(q, geometry.q, squares), _pooled(k, geometry.kv, squares)
+    return _pooled(q, geometry.q, variances), _pooled(k, geometry.kv, variances)
 
 
-def _pooled(x: Tensor, cut: Partition, squares: bool) -> PooledBlocks:
+def _pooled(x: Tensor, cut: Partition, variances: bool) -> PooledBlocks:
     if cut.order is not None and cut.block is not None:
-        moved = permute_and_pool(x, cut.order, cut.block, squares=squares)
-        return PooledBlocks(moved.means, moved.squares, moved.tokens)
-    means = pooled_means(x, cut.offsets, order=cut.order, block=cut.block, squares=squares)
+        spread: Variances | None = "channels" if variances else None
+        moved = permute_and_pool(x, cut.order, cut.block, variances=spread)
+        return PooledBlocks(moved.means, moved.variances, moved.tokens)
+    means = pooled_means(x, cut.offsets, order=cut.order, block=cut.block, variances=variances)
     return PooledBlocks(*means, None)
 
 
 def draft_mass(q: PooledBlocks, k: PooledBlocks, geometry: BlockGeometry) -> Tensor:
-    """Return ``draft_map`` of pooled blocks, with the second moment where there are squares."""
+    """Return ``draft_map`` of pooled blocks, with the second moment where there are variances."""
     logits = cluster_logits(q.means, k.means, geometry.kv.log_sizes.view(1, 1, -1))
-    if q.squares is not None and k.squares is not None:
-        spread = q.squares @ k.squares.mT - q.means.square() @ k.means.square().mT
-        logits += spread.clamp(min=0) / (2 * q.means.shape[3])
+    if q.variances is not None and k.variances is not None:
+        # The variance of a product of independent channels.
+        spread = q.variances @ (k.variances + k.means.square()).mT
+        spread += q.means.square() @ k.variances.mT
+        logits += spread / (2 * q.means.shape[3])
     return torch.softmax(logits, -1)
