@@ -23,7 +23,8 @@ def keep_top_weight(
         weights: (R | 1, N) integer in [0, 2**31), 2**43 / N on average at most, as pairs of tokens
             of blocks are.
         targets: (R | 1, 1) floating or integer.
-        forced: (R | 1, N) bool, entries that come first and stay whatever the target; or None.
+        forced: (R | 1, N) bool, entries that rank as infinite ones do and stay whatever the target;
+            or None.
 
     Returns:
         (R, N) bool, made on the device without a synchronisation.

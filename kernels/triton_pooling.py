@@ -125,7 +125,8 @@ def permute_and_pool_triton(
     elif variances == "channels":
         spread = torch.empty_like(means)
     rows = max(unit, _MOVED_ROWS)
-    rows, warps = config or (rows, 4 if rows <= 64 else 8)
+    # Variances are two sums over rows more, whose warps meet.
+    rows, warps = config or (rows, rows // (16 if variances is None else 32))
     _permute_and_pool_kernel[(triton.cdiv(S, rows), B * H)](
         x, order, tokens, means, means if spread is None else spread, *x.stride()[:3], H, S, N, D,
         UNIT=unit, ROWS=rows, PAD_D=triton.next_power_of_2(D),

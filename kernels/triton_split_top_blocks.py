@@ -8,25 +8,27 @@ from torch import Tensor
 
 # Programs that keep a GPU busy.
 _PROGRAMS = 1024
-# Entries of a program are a multiple of what it takes at once.
-_CHUNK = 4096
+# Entries that a program takes at once, and in the last pass, which needs more registers.
+_CHUNK, _KEEP_CHUNK = 2048, 1024
 
 
 @triton.jit
 def load_keys(scores_ptr, forced_ptr, columns, end, FORCED: tl.constexpr):
-    """Load scores as int32 of the same order; both zeros are equal, forced ones come first."""
+    """Load scores as int32 of the same order; both zeros are equal, forced ones infinite."""
     inside = columns < end
     scores = tl.load(scores_ptr + columns, mask=inside, other=0.0)
     scores = tl.where(scores == 0.0, 0.0, scores)
     if scores_ptr.dtype.element_ty == tl.float32:
+        INFINITY: tl.constexpr = 0x7F800000
         bits = scores.to(tl.int32, bitcast=True)
         keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     else:
+        INFINITY: tl.constexpr = 0x7F80 if scores_ptr.dtype.element_ty == tl.bfloat16 else 0x7C00
         half = scores.to(scores_ptr.dtype.element_ty).to(tl.int16, bitcast=True)
         keys = (half ^ ((half >> 15) & 0x7FFF)).to(tl.int32)
     if FORCED:
         forced = tl.load(forced_ptr + columns, mask=inside, other=0)
-        keys = tl.where(forced != 0, 0x7FFFFFFF, keys)
+        keys = tl.where(forced != 0, INFINITY, keys)
     return keys
 
 
@@ -40,7 +42,9 @@ def _threshold(sums_ptr, bases_ptr, target, row, R, done, BITS: tl.constexpr):
     return tl.load(bases_ptr + done * R + row) + (digit << tl.minimum(BITS - 2 * done, BITS - 2))
 
 
-@triton.jit(do_not_specialize=["done"])
+# Known to be a multiple of 16, a part would have each thread take a run of weights; rows of scores
+# that do not begin at such a place would then be read in steps.
+@triton.jit(do_not_specialize=["done", "part"])
 def _round_kernel(
     scores_ptr, weights_ptr, targets_ptr, forced_ptr, sums_ptr, bases_ptr,
     weight_stride, target_stride, forced_stride, R, N, part, done,
@@ -78,7 +82,7 @@ def _round_kernel(
     tl.store(bases_ptr + slot, base)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part"])
 def _held_kernel(
     scores_ptr, weights_ptr, targets_ptr, forced_ptr, sums_ptr, bases_ptr, held_ptr,
     weight_stride, target_stride, forced_stride, R, N, part,
@@ -106,7 +110,7 @@ def _held_kernel(
     tl.store(held_ptr + 1, tl.sum(ties.to(tl.int64)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part"])
 def _keep_kernel(
     scores_ptr, weights_ptr, targets_ptr, forced_ptr, sums_ptr, bases_ptr, held_ptr, keep_ptr,
     weight_stride, target_stride, forced_stride, R, N, part,
@@ -175,13 +179,13 @@ def keep_top_weight_split(
         0 if forced is None else row_stride(forced),
     )
     shape = R, N, part
-    options = {"BITS": bits, "FORCED": forced is not None, "CHUNK": _CHUNK, "num_warps": 8}
+    options = {"BITS": bits, "FORCED": forced is not None, "num_warps": 8}
     for done in range(bits // 2):
-        _round_kernel[grid](*tensors, *strides, *shape, done, **options)
-    _held_kernel[grid](*tensors, held, *strides, *shape, **options)
+        _round_kernel[grid](*tensors, *strides, *shape, done, CHUNK=_CHUNK, **options)
+    _held_kernel[grid](*tensors, held, *strides, *shape, CHUNK=_CHUNK, **options)
     _keep_kernel[grid](
         *tensors, held, keep.view(torch.int8), *strides, *shape,
-        PAD_PARTS=triton.next_power_of_2(grid[1]), **options,
+        CHUNK=_KEEP_CHUNK, PAD_PARTS=triton.next_power_of_2(grid[1]), **options,
     )  # fmt: skip
     return keep
 

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,23 +79,32 @@ class TimedCalls:
         if check and plan is not None:
             # Once more: what the call gave may be an anchor's dense output, or corrected.
             check_sampled_rows(*self._qkv, plan, run_plan(*self._qkv, plan))
-        if plan is not None and plan.compensate:
-            tokens = plan.in_order(*self._qkv)
-            clock.mark("rest")
-            attend_in_order(*tokens, replace(plan, compensate=False, tangents=None))
-            clock.mark("without means")
         clock.mark("rest")
         self._dense()
         clock.mark("dense")
+        if plan is not None and plan.compensate:
+            self._call_without_means(plan, step, state, clock)
         return clock, None if plan is None else plan.density()
 
+    def _call_without_means(self, plan: AttentionPlan, step: int, state: Any, clock: Clock) -> None:
+        """Attend under the same mask, after the same work: a GPU's clock follows its load."""
+        tokens = plan.in_order(*self._qkv)
+        self._method.decide(*self._qkv, self._case.layout, _site(step), deepcopy(state))
+        clock.mark("rest")
+        attend_in_order(*tokens, replace(plan, compensate=False, tangents=None))
+        clock.mark("without means")
+
     def _call(self, step: int, state: Any, clock: Clock) -> AttentionPlan | None:
-        site = CallSite("transformer", 1, 2, step, NUM_STEPS, 1 - step / NUM_STEPS, 0, 0)
+        site = _site(step)
         plan = self._method.decide(*self._qkv, self._case.layout, site, state)
         clock.mark("plan")
         if plan is not None:
             attend_and_learn(self._method, plan, *self._qkv, site, state, mark=clock.mark)
         return plan
+
+
+def _site(step: int) -> CallSite:
+    return CallSite("transformer", 1, 2, step, NUM_STEPS, 1 - step / NUM_STEPS, 0, 0)
 
 
 def part_times(clocks: list[Clock]) -> dict[str, float]:

@@ -113,7 +113,7 @@ def test_triton_moves_and_averages_the_same(
         torch.testing.assert_close(got[2].cpu(), expected.variances, atol=1e-5, rtol=1e-5)
 
 
-def test_variances_of_equal_tokens_far_from_zero_are_zero(generator: torch.Generator) -> None:
+def test_variances_of_equal_tokens_far_from_zero_vanish(generator: torch.Generator) -> None:
     """A mean of squares less a squared mean would leave what float32 rounds away."""
     if why_no_triton(generator.device):
         pytest.skip("no triton here")
@@ -124,4 +124,5 @@ def test_variances_of_equal_tokens_far_from_zero_are_zero(generator: torch.Gener
     order = torch.randperm(70, generator=generator, device=device).int()
     for variances in ("channels", "total"):
         got = permute_and_pool_triton(x, order, 32, variances, torch.float32)[2]
-        assert not got.count_nonzero()
+        # A quotient that is off by two units of the last place.
+        assert got.max() < 24 * (300.5 * 2**-22) ** 2

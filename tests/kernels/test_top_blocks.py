@@ -40,7 +40,7 @@ def test_keeps_the_best_until_the_target(generator: torch.Generator, seed: int) 
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_forced_entries_come_first_and_stay(generator: torch.Generator, seed: int) -> None:
+def test_forced_entries_are_infinite_and_stay(generator: torch.Generator, seed: int) -> None:
     scores, weights, targets = draw(seed, generator.device)
     forced = torch.rand(*scores.shape, device=generator.device, generator=generator) < 0.2
     forced = forced[:1] if seed % 2 else forced
