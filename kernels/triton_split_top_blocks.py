@@ -19,16 +19,16 @@ def load_keys(scores_ptr, forced_ptr, columns, end, FORCED: tl.constexpr):
     scores = tl.load(scores_ptr + columns, mask=inside, other=0.0)
     scores = tl.where(scores == 0.0, 0.0, scores)
     if scores_ptr.dtype.element_ty == tl.float32:
-        INFINITY: tl.constexpr = 0x7F800000
+        infinity = 0x7F800000
         bits = scores.to(tl.int32, bitcast=True)
         keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     else:
-        INFINITY: tl.constexpr = 0x7F80 if scores_ptr.dtype.element_ty == tl.bfloat16 else 0x7C00
+        infinity = 0x7F80 if scores_ptr.dtype.element_ty == tl.bfloat16 else 0x7C00
         half = scores.to(scores_ptr.dtype.element_ty).to(tl.int16, bitcast=True)
         keys = (half ^ ((half >> 15) & 0x7FFF)).to(tl.int32)
     if FORCED:
         forced = tl.load(forced_ptr + columns, mask=inside, other=0)
-        keys = tl.where(forced != 0, INFINITY, keys)
+        keys = tl.where(forced != 0, infinity, keys)
     return keys
 
 
