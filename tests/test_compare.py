@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from vidsparse.generate import (
     Clip,
     DenoiseTimer,
     Sampling,
-    check_sampling,
     sample,
     settle_sampling,
 )
@@ -241,11 +241,41 @@ def test_watched_sites_give_density_and_recall_by_head(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["height", "width", "num_frames", "steps"])
-def test_zero_is_not_taken_for_not_given(pipe: Any, name: str) -> None:
-    settled = settle_sampling("tiny", None, Sampling(**{name: 0}))
-    assert getattr(settled, name) == 0
-    with pytest.raises(UsageError, match=f"{name}=0 must be"):
-        check_sampling(pipe, settled)
+def test_zero_is_not_taken_for_not_given(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
+        Sampling(**{name: 0})
+
+
+def test_no_guidance_is_not_taken_for_not_given() -> None:
+    assert settle_sampling("tiny", None, Sampling(guidance=0.0)).guidance == 0
+
+
+@pytest.mark.parametrize("guidance", [math.nan, math.inf, -math.inf, -0.5])
+def test_guidance_that_is_no_scale_is_refused(guidance: float) -> None:
+    with pytest.raises(UsageError, match="must be a finite number of at least 0"):
+        Sampling(guidance=guidance)
+
+
+def test_a_clip_of_nan_is_refused_instead_of_shown_black(pipe: Any) -> None:
+    weight = pipe.transformer.proj_out.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(math.nan)
+        with pytest.raises(UsageError, match="the clip of seed 3 holds NaN"):
+            sample(pipe, "x", SAMPLING, seed=3)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_a_metric_that_is_no_number_is_named(pipe: Any) -> None:
+    def broken(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(video),), math.nan)
+
+    dense, other = Contender("dense", pipe), Contender("other", pipe)
+    with pytest.raises(UsageError, match="lpips of the clip of seed 0 against dense is nan"):
+        compare(dense, [other], [Scene("x", 0)], SAMPLING, Judges(broken))
 
 
 def test_timer_spans_all_transformer_calls_and_leaves_no_hooks() -> None:

@@ -1,6 +1,5 @@
 """What the commands share: options, progress bars, output. Imports nothing heavy."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -86,7 +85,9 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print indented JSON to standard output."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+    from vidsparse.files import json_text
+
+    typer.echo(json_text(value, indent=2))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vidsparse.errors import UsageError
-from vidsparse.files import write_text
+from vidsparse.files import json_text, write_text
 from vidsparse.quality import Quality
 from vidsparse.video import read_video_file, write_frames
 
@@ -139,7 +139,7 @@ class FolderClips:
         """Write the video, then its JSON, each whole or not at all."""
         self._facts_file(contender, scene).unlink(missing_ok=True)
         write_frames(self.video_file(contender, scene), frames, fps=self.fps)
-        text = json.dumps(facts.as_dict(), allow_nan=False)
+        text = json_text(facts.as_dict())
         write_text(self._facts_file(contender, scene), text)
 
     def video_file(self, contender: str, scene: Scene) -> Path:

@@ -1,5 +1,6 @@
 """Generate the same clips densely and sparsely, and measure what sparsity costs and saves."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 
 from vidsparse.clips import ClipFacts, Clips, MemoryClips, Scene, SiteDensity, contender_key
+from vidsparse.errors import UsageError
 from vidsparse.generate import Clip, OnStep, Sampling, sample, warm_up
 from vidsparse.models.content import score_clip
-from vidsparse.quality import Lpips, compare_videos, ssim_per_frame
+from vidsparse.quality import Lpips, Quality, compare_videos, ssim_per_frame
 from vidsparse.quality.measure import NOT_ASKED
 from vidsparse.request import SparseRequest
 from vidsparse.scores import Comparison, Record
@@ -127,7 +129,7 @@ def compare(
         on_progress: called after each step.
 
     Raises:
-        VidsparseError: a method cannot be attached.
+        VidsparseError: a method cannot be attached, or a clip or a metric is not finite.
     """
     everyone = [dense, *contenders, *([] if floor is None else [floor])]
     _check_methods(everyone)
@@ -247,10 +249,22 @@ def _judged(
         truth = run.clips.frames(run.key(dense), scene)
         pair = [to_float(one).to(judges.device) for one in (frames, truth)]
         quality = compare_videos(pair[0], pair[1], lpips=judges.lpips, lpips_vgg=judges.lpips_vgg)
+        _check_finite(quality, scene)
     content = None
     if judges.content:
         content = asdict(score_clip(frames.astype(np.float32) / 255, scene.prompt))
     return replace(facts, quality=quality, content=content)
+
+
+def _check_finite(quality: Quality, scene: Scene) -> None:
+    """Refuse metrics that are no numbers; equal frames have an infinite PSNR."""
+    for name, value in quality.means().items():
+        known = value is None or math.isfinite(value) or (quality.identical and "psnr" in name)
+        if not known:
+            raise UsageError(
+                f"{name} of the clip of seed {scene.seed} against dense is {value}; its metric is "
+                "broken on this device, try --device cpu"
+            )
 
 
 def _strangers(run: _Run, dense: str, scenes: Sequence[Scene]) -> tuple[float, ...] | None:

@@ -39,6 +39,9 @@ class Sampling:
         steps: denoising steps.
         guidance: classifier-free guidance scale; 1 turns it off in most pipelines.
         negative_prompt: what the guidance moves away from.
+
+    Raises:
+        UsageError: a number is out of range for every model; ``check_sampling`` knows one.
     """
 
     height: int | None = None
@@ -47,6 +50,17 @@ class Sampling:
     steps: int | None = None
     guidance: float | None = None
     negative_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width", "num_frames", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value} must be at least 1")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise UsageError(
+                f"guidance={self.guidance} must be a finite number of at least 0; "
+                "usual values are 1 to 7"
+            )
 
     def arguments(self) -> dict[str, Any]:
         """Return the pipeline's keyword arguments."""
@@ -112,22 +126,19 @@ def check_sampling(pipe: Any, sampling: Sampling) -> None:
     """Refuse sizes the VAE and the patches cannot make, before anything is generated.
 
     Raises:
-        UsageError: a size does not fit, or a number is out of range.
+        UsageError: a size does not fit.
     """
     multiple = size_multiple(pipe)
     for name, value in (("height", sampling.height), ("width", sampling.width)):
-        if value is not None and (value < 1 or value % multiple):
+        if value is not None and value % multiple:
             near = max(multiple, round(value / multiple) * multiple)
             raise UsageError(
-                f"{name}={value} must be a positive multiple of {multiple} for this model; "
-                f"use {near}"
+                f"{name}={value} must be a multiple of {multiple} for this model; use {near}"
             )
     stride, frames = _first_attribute(pipe, _TEMPORAL, 1), sampling.num_frames
-    if frames is not None and (frames < 1 or (frames - 1) % stride):
-        near = max(0, round((frames - 1) / stride)) * stride + 1
+    if frames is not None and (frames - 1) % stride:
+        near = round((frames - 1) / stride) * stride + 1
         raise UsageError(f"num_frames={frames} must be {stride} * n + 1 for this model; use {near}")
-    if sampling.steps is not None and sampling.steps < 1:
-        raise UsageError(f"steps={sampling.steps} must be at least 1")
 
 
 def size_multiple(pipe: Any) -> int:
@@ -178,6 +189,7 @@ def sample(
 
     Raises:
         UnsupportedPipelineError: the pipeline does not return video frames.
+        UsageError: some are NaN or infinite, which a video file would show as black.
     """
     start = time.perf_counter()
     with torch.no_grad(), DenoiseTimer(transformers_of(pipe)) as timer:
@@ -192,7 +204,13 @@ def sample(
         raise UnsupportedPipelineError(
             f"{type(pipe).__name__} returned no (B, F, 3, H, W) frames; use a video pipeline"
         )
-    video = frames[0].detach().float().clamp(0, 1).cpu()
+    video = frames[0].detach().float().cpu()
+    if not video.isfinite().all():
+        raise UsageError(
+            f"the clip of seed {seed} holds NaN or infinite values, which a video would show as "
+            "black; try another --dtype or --guidance, or compare with dense"
+        )
+    video = video.clamp(0, 1)
     return Clip(video, timer.seconds(), time.perf_counter() - start)
 
 

@@ -238,7 +238,7 @@ SIZE = ["--height", "32", "--width", "32", "--num-frames", "5"]
     ("options", "message"),
     [
         (["--steps", "0"], "steps=0 must be at least 1"),
-        (["--steps", "2", "--height", "0"], "height=0 must be a positive multiple of 16"),
+        (["--steps", "2", "--height", "0"], "height=0 must be at least 1"),
         (["--steps", "2", "--prompts", "none.txt"], "cannot read prompts from none.txt"),
         (["--steps", "2", "--prompts", "one.txt"], "one.txt has 1 different prompts; --clips 2"),
     ],

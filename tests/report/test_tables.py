@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vidsparse import report
 from vidsparse.clips import ClipFacts, Scene
+from vidsparse.errors import UsageError
 from vidsparse.quality import Quality
 from vidsparse.report import Results
 from vidsparse.report.players import make_tiles
@@ -75,8 +76,8 @@ def test_table_and_notes_say_the_same(comparison: Comparison) -> None:
 
 
 def test_infinite_values_never_reach_a_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        report.write_json(tmp_path / "a.json", {"psnr": math.inf})
+    with pytest.raises(UsageError, match=r"^rows\[1\].psnr is inf, which is not JSON compliant"):
+        report.write_json(tmp_path / "a.json", {"rows": [1, {"psnr": math.inf}]})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,10 +1,9 @@
 """A comparison as a table for the terminal and as a JSON document."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidsparse.files import write_text
+from vidsparse.files import json_text, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -132,5 +131,9 @@ NO_FLOOR = "floor: not measured (--floor none), so no method can be told from no
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all; infinite numbers are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write indented JSON, whole or not at all.
+
+    Raises:
+        UsageError: a number is not finite, or the file cannot be written.
+    """
+    write_text(path, json_text(value, indent=2) + "\n")
