@@ -132,7 +132,8 @@ def calibrate(
     """
     lite = Lite() if lite is None else lite
     tried = tuple(CANDIDATES[lite.criterion] if candidates is None else candidates)
-    _check(scenes, lite, target_error, segments, tried)
+    check_aims(lite, target_error, segments)
+    _check(scenes, lite, tried)
     ladder = (KEEP_ALL[lite.criterion], *tried)
     probe = LiteProbe(0.5, lite=lite, candidates=ladder, segments=segments, segment=0)
     choices: list[Choice] = []
@@ -153,22 +154,28 @@ def calibrate(
 def _check(
     scenes: Sequence[Scene],
     lite: Lite,
-    target_error: float,
-    segments: int,
     candidates: tuple[float, ...],
 ) -> None:
     if not scenes:
         raise UsageError("there is no prompt to calibrate on; give at least one")
+    for value in candidates:
+        check_threshold(value, lite.criterion, where="candidate")
+    if not candidates or list(candidates) != sorted(set(candidates)):
+        raise UsageError(f"candidates={candidates} must ascend, from the least that is skipped")
+
+
+def check_aims(lite: Lite, target_error: float, segments: int) -> None:
+    """Refuse what can be refused without a pipeline; arguments as ``calibrate`` takes them.
+
+    Raises:
+        UsageError: a number is out of range, or the method has thresholds already.
+    """
     if not 0 < target_error < 1:
         raise UsageError(f"target_error={target_error} must lie in (0, 1)")
     if segments < 1:
         raise UsageError(f"segments={segments} must be at least 1")
     if lite.instead_of_density() is not None:
         raise UsageError(f"the method has {lite.instead_of_density()} already; give it none")
-    for value in candidates:
-        check_threshold(value, lite.criterion, where="candidate")
-    if not candidates or list(candidates) != sorted(set(candidates)):
-        raise UsageError(f"candidates={candidates} must ascend, from the least that is skipped")
 
 
 def _choices(probe: LiteProbe, target_error: float) -> list[Choice]:

@@ -52,6 +52,7 @@ def calibrate(
     from vidsparse.preset_files import SUFFIXES
     from vidsparse.prompts import read_scenes
     from vidsparse.request import parse_count_or_share
+    from vidsparse.schedule import DenseSchedule
 
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out} must end in {' or '.join(SUFFIXES)}")
@@ -59,6 +60,8 @@ def calibrate(
     dense = parse_count_or_share(dense_steps, "--dense-steps")
     dense = 0.2 if dense is None else dense
     lite = _lite(method)
+    DenseSchedule(dense)
+    calibration.check_aims(lite, target_error, segments)
     scenes = read_scenes(prompt or [DEFAULT_PROMPT] * (prompts is None), prompts, seed, seeds)
     asked = Sampling(height, width, num_frames, steps, guidance)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)

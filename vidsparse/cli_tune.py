@@ -1,5 +1,6 @@
 """``vidsparse tune``: from a quality target to a preset."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def tune(
     Run again after an interruption, it goes on where it stopped.
     """
     from vidsparse.cli_generate import load_for_sampling
+    from vidsparse.files import check_file_name
     from vidsparse.floors import check_floor
     from vidsparse.generate import Sampling
     from vidsparse.tuning.prompts import scenes_for
@@ -82,6 +84,10 @@ def tune(
 
     target = Target(min_psnr, min_ssim, max_lpips)
     check_floor(floor)
+    if max_time is not None and not 0 < max_time < math.inf:
+        raise UsageError(f"--max-time {max_time} must be a finite number of minutes above 0")
+    for name in (_PRESET, "tune.json"):
+        check_file_name(out / name)
     tuning, validation = scenes_for(model, prompts, tuning=clips, held_out=held_out, seed=seed)
     _check_methods(method)
     asked = Sampling(height, width, num_frames, steps, guidance)

@@ -19,7 +19,7 @@ def read_scenes(prompts: list[str], file: Path | None, seed: int, seeds: int) ->
         UsageError: there are no seeds, or the file cannot be read or holds no prompt.
     """
     if seeds < 1:
-        raise UsageError(f"--seeds {seeds} must be at least 1")
+        raise UsageError(f"{seeds} seeds or clips a prompt are none; give at least 1")
     unique = dict.fromkeys([*prompts, *([] if file is None else read_prompts(file))])
     return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
 

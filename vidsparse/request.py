@@ -50,6 +50,7 @@ class SparseRequest:
         """
         from vidsparse.config import SparseConfig
         from vidsparse.methods.base import build_method, check_given
+        from vidsparse.schedule import DenseSchedule
 
         base = SparseConfig() if self.preset is None else SparseConfig.load(self.preset)
         given = {} if self.density is None else {"density": self.density}
@@ -57,6 +58,8 @@ class SparseRequest:
         kept = base.parameters if name == base.method else {}
         given = {**self.parameters, **given}
         check_given(build_method(name, {**kept, **given}), given)
+        steps, layers = self.dense_steps, self.dense_layers
+        DenseSchedule(0 if steps is None else steps, 0 if layers is None else layers)
 
     def check_device(self, device: "torch.device") -> None:
         """Refuse a kernel implementation that was asked for and cannot run on a device.
@@ -128,10 +131,10 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
         shared: options that hold for all methods of the command.
 
     Raises:
-        UsageError: a pair has no ``=``.
+        UsageError: a pair has no ``=``, or a key is given twice.
     """
     name, _, tail = text.partition(":")
-    pairs = dict(_pair(text, part) for part in tail.split(":") if part)
+    pairs = _pairs(text, tail)
     own = {key: pairs.pop(key) for key in _SHARED if key in pairs}
     own.update({key: _number(text, key, value) for key, value in own.items()})
     precision = pairs.pop("precision", shared.precision)
@@ -174,7 +177,22 @@ def parse_count_or_share(text: str | None, name: str) -> float | int | None:
     Raises:
         UsageError: it is no number.
     """
-    return None if text is None else _number(text, name, _value(text))
+    if text is None:
+        return None
+    value = _value(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{name} {text!r} must be a number: a count (3) or a share (0.2)")
+    return value
+
+
+def _pairs(text: str, tail: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for part in filter(None, tail.split(":")):
+        key, value = _pair(text, part)
+        if key in found:
+            raise UsageError(f"method {text!r}: {key} is given twice; give it once")
+        found[key] = value
+    return found
 
 
 def _pair(text: str, part: str) -> tuple[str, Any]:

@@ -32,7 +32,8 @@ class DenseSchedule:
     def __post_init__(self) -> None:
         for name in ("dense_steps", "dense_layers"):
             value = getattr(self, name)
-            if value < 0 or (isinstance(value, float) and value > 1):
+            most = 1 if isinstance(value, float) else math.inf
+            if not 0 <= value <= most:
                 raise UsageError(
                     f"{name}={value} must be a share in [0, 1] or a whole number of at least 0"
                 )

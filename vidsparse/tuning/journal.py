@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import UsageError
+from vidsparse.files import check_file_name, json_text
 
 _FILE = "journal.jsonl"
 
@@ -34,6 +35,7 @@ class Journal:
         self._found: dict[str, Any] = {}
         if folder is None:
             return
+        check_file_name(folder / _FILE)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lines = self._lines()
@@ -56,7 +58,7 @@ class Journal:
         if key in self._found:
             return self._found[key]
         # What is read back after a kill must be what this run goes on with.
-        value = json.loads(json.dumps(make(), allow_nan=False))
+        value = json.loads(json_text(make()))
         self.made += 1
         self._found[key] = value
         if self.folder is not None:
@@ -99,7 +101,7 @@ class Journal:
 
     def _write(self, value: dict[str, Any], *, mode: str) -> None:
         with self._file().open(mode, encoding="utf-8") as file:
-            file.write(json.dumps(value, allow_nan=False) + "\n")
+            file.write(json_text(value) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

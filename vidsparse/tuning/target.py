@@ -1,5 +1,6 @@
 """What quality is asked for, and whether a result has it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -95,8 +96,10 @@ class Target:
             )
         if self.min_ssim is not None and not 0 < self.min_ssim <= 1:
             raise UsageError(f"min_ssim={self.min_ssim} must lie in (0, 1]")
-        if self.max_lpips is not None and self.max_lpips <= 0:
-            raise UsageError(f"max_lpips={self.max_lpips} must be above 0; usual values are 0.1")
+        if self.max_lpips is not None and not 0 < self.max_lpips < math.inf:
+            raise UsageError(
+                f"max_lpips={self.max_lpips} must be a finite number above 0; usual values are 0.1"
+            )
 
     def slack(self, scores: Scores) -> float:
         """Return the room left in the tightest bound, negative when missed.
