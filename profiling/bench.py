@@ -174,7 +174,7 @@ def _row(
         row |= {
             "kernel_ms": round(timing.median_ms, 4),
             "spread_ms": [round(timing.p20_ms, 4), round(timing.p80_ms, 4)],
-            "eff_tflops": round(flops / timing.median_ms / 1e9, 1),
+            "eff_tflops": float(f"{flops / timing.median_ms / 1e9:.4g}"),
             "fraction_of_ideal": round(dense_ms * density / timing.median_ms, 3),
             "speedup": round(dense_ms / (timing.median_ms + plan_ms), 3),
         }

@@ -13,6 +13,9 @@ bench = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+# Of methods timed without --density: what always stays of the small case is 0.375.
+_DENSITIES = {True: [0.5, 0.25], False: [0.5, 0.4]}
+
 Out = Annotated[Path | None, typer.Option(help="Results file (JSON) to write.")]
 
 
@@ -24,7 +27,9 @@ def methods(
     method: Annotated[
         list[str] | None, typer.Option(help="Method, or name:key=value:...; repeatable.")
     ] = None,
-    density: Annotated[list[float] | None, typer.Option(help="In (0, 1]; repeatable.")] = None,
+    density: Annotated[
+        list[float] | None, typer.Option(help="In (0, 1]; repeatable; by device when left out.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Denoising steps timed.")] = 7,
     device: common.Device = "auto",
     json: common.JsonFlag = False,
@@ -35,10 +40,11 @@ def methods(
     from vidsparse.profiling.bench_methods import CASES, bench_methods
     from vidsparse.profiling.method_spec import parse_method
 
+    _check_out(out)
     where = pick_device(device)
     names = case or (["wan14b-720p-8heads"] if where.type == "cuda" else ["tiny"])
     cases = [_known("case", name, CASES) for name in names]
-    chosen, densities = method or ["svg"], density or [0.5, 0.25]
+    chosen, densities = method or ["svg"], density or _DENSITIES[where.type == "cuda"]
     for name in chosen:
         for value in densities:
             parse_method(name, value)
@@ -72,6 +78,7 @@ def kernels(
     from vidsparse.loading import pick_device
     from vidsparse.profiling.bench import default_cases, default_impls
 
+    _check_out(out)
     where = pick_device(device)
     known = default_cases(where)
     for name in case or []:
@@ -95,6 +102,7 @@ def cpu(
     from vidsparse.kernels.block_sparse_attention import Impl
     from vidsparse.profiling.kernel_cases import CPU_CASES
 
+    _check_out(out)
     _kernels(CPU_CASES, [Impl.TORCH], torch.device("cpu"), "float32", repeats, json, out)
 
 
@@ -124,11 +132,18 @@ def model(
     from vidsparse.profiling.bench_model import ModelBench, compiler_of
     from vidsparse.profiling.method_spec import parse_method
     from vidsparse.profiling.model_shapes import find_shape
+    from vidsparse.request import check_precision
 
+    _check_out(out)
+    if not 0 < density < 1:
+        raise UsageError(f"--density {density} must lie in (0, 1); dense is timed beside it anyway")
     where = pick_device(device)
     chosen = method or ["svg", "draft", "svg2", "adaspa", "lite"]
-    for name in chosen:
-        parse_method(name.partition("@")[0], density)
+    for spec in chosen:
+        name, at, precision = spec.partition("@")
+        parse_method(name, density)
+        if at:
+            check_precision(precision)
     found = find_shape(shape or ("wan2.1-1.3b-480p" if where.type == "cuda" else "tiny-cpu"))
     timed = ModelBench(found, where, layers, compiler_of(compiled))
     with common.progress_bars(quiet=json) as bars:
@@ -158,6 +173,14 @@ def _kernels(
     _deliver(rows, device, json, out)
 
 
+def _check_out(out: Path | None) -> None:
+    """Refuse a name that results could not be written to once they are measured."""
+    if out is not None:
+        from vidsparse.files import check_file_name
+
+        check_file_name(out)
+
+
 def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
@@ -167,17 +190,21 @@ def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
 def _deliver(rows: list[dict[str, Any]], device: Any, json: bool, out: Path | None) -> None:
     from vidsparse.profiling.environment import run_meta
 
+    if not rows:
+        raise UsageError("nothing was timed; the reasons stand above")
     document: dict[str, Any] = {"meta": run_meta(device), "rows": rows}
-    if out is not None:
-        from vidsparse.report import write_json
-
-        write_json(out, document)
+    # Shown before it is written: what was measured must outlive a full disk.
     if json:
         common.print_json(document)
+    else:
+        typer.echo(document["meta"]["device"])
+        typer.echo(_table(rows))
+    if out is None:
         return
-    typer.echo(document["meta"]["device"])
-    typer.echo(_table(rows))
-    if out is not None:
+    from vidsparse.report import write_json
+
+    write_json(out, document)
+    if not json:
         typer.echo(f"wrote {out}")
 
 
