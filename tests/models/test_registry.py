@@ -1,9 +1,13 @@
+import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from vidsparse import models
+from vidsparse.loading import has_weights
 
 
 def test_importing_the_registry_imports_nothing_heavy():
@@ -25,3 +29,16 @@ def test_tiny_has_a_grid_for_each_purpose():
 def test_unknown_model_is_refused():
     with pytest.raises(ValueError, match="'huge' is not bundled; choose from tiny"):
         models.info("huge")
+
+
+@pytest.mark.skipif(not has_weights("tiny"), reason="this checkout holds no weights")
+def test_everything_says_the_same_number_of_parameters() -> None:
+    count = 0
+    for file in models.path("tiny").glob("*/*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())
+    said = f"{count / 1e6:.1f} M"
+    readme = Path(__file__).parents[2] / "README.md"
+    card = models.path("tiny") / "README.md"
+    assert f"{said} parameter" in models.info("tiny").description
+    assert all(f"{said} parameters" in file.read_text() for file in (readme, card))
