@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,35 @@ def test_pull_and_push_without_network_say_so_in_one_line(tmp_path: Path) -> Non
 def test_malformed_repository_is_refused_before_the_network(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Repo id must be"):
         pull("a/b/c", tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x.txt", "must end in .toml"), ("a.toml", "folder")]
+)
+def test_pull_refuses_a_file_name_before_the_network(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object, **__: object) -> str:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    (tmp_path / "a.toml").mkdir()
+    with pytest.raises(UsageError, match=message):
+        pull("owner/none", tmp_path / name)
+
+
+def test_retries_of_the_hub_are_not_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch(*_: object, **__: object) -> str:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING)
+    with pytest.raises(UsageError, match=r"cannot reach .* \(Name or service not known\)"):
+        pull("owner/none", tmp_path / "x.toml")
+    assert caplog.records == []
 
 
 def test_pull_checks_what_it_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

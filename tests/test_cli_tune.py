@@ -5,11 +5,12 @@ import pytest
 from typer.testing import CliRunner
 
 from vidsparse.cli import app
+from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.pipelines import testing
 from vidsparse.tuning.cost import Cost
-from vidsparse.tuning.prompts import GENERAL, scenes_for
+from vidsparse.tuning.prompts import GENERAL, scenes_for, scenes_to_measure
 
 SIZE = ("--height", "192", "--width", "192", "--num-frames", "9", "--steps", "4")
 
@@ -112,6 +113,26 @@ def test_tune_writes_a_preset_for_this_model(model, tmp_path):
     assert again["outcomes"] == first["outcomes"]
     with pytest.raises(UsageError, match="holds a search with another target"):
         run("--min-psnr", 31, *options)
+
+
+def test_a_file_of_prompts_is_measured_whole(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("# pets\na cat\na dog\na fish\n")
+    found = scenes_to_measure("x", file, seed=7)
+    assert found == (Scene("a cat", 7), Scene("a dog", 8), Scene("a fish", 9))
+    assert scenes_to_measure("x", file, clips=1) == (Scene("a cat", 0),)
+    with pytest.raises(UsageError, match="3 different prompts to measure on, but --clips 4") as e:
+        scenes_to_measure("x", file, clips=4)
+    assert "--held-out" not in str(e.value)
+    with pytest.raises(UsageError, match="--clips 0 must be at least 1"):
+        scenes_to_measure("x", file, clips=0)
+
+
+def test_built_in_prompts_are_measured_beside_those_tuned_on():
+    tuned, held_out = scenes_for("x", None, tuning=2, held_out=4, seed=5)
+    assert scenes_to_measure("x", None, seed=5) == held_out
+    with pytest.raises(UsageError, match="the built-in list has 10 different prompts to measure"):
+        scenes_to_measure("x", None, clips=11)
 
 
 def measure(*arguments: object) -> str:

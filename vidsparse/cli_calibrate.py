@@ -47,16 +47,13 @@ def calibrate(
 ) -> None:
     """Find LiteAttention's thresholds by layer and part of the steps; write them as a preset."""
     from vidsparse import calibrate as calibration
-    from vidsparse.files import check_file_name
     from vidsparse.generate import Sampling
-    from vidsparse.preset_files import SUFFIXES
+    from vidsparse.preset_files import check_preset_name
     from vidsparse.prompts import read_scenes
     from vidsparse.request import parse_count_or_share
     from vidsparse.schedule import DenseSchedule
 
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out} must end in {' or '.join(SUFFIXES)}")
-    check_file_name(out)
+    check_preset_name(out)
     dense = parse_count_or_share(dense_steps, "--dense-steps")
     dense = 0.2 if dense is None else dense
     lite = _lite(method)

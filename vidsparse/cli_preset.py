@@ -15,8 +15,6 @@ preset = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Show, check, copy and share presets."
 )
 
-_TUNED_ON = 2
-
 Name = Annotated[str, typer.Argument(metavar="PRESET", help="File, or name of a bundled preset.")]
 HubFile = Annotated[str, typer.Option(help="File in the repository.")]
 
@@ -108,7 +106,10 @@ def measure(
     prompts: Annotated[
         Path | None, typer.Option(help="File with one prompt a line, # a comment; built-in if not.")
     ] = None,
-    clips: Annotated[int, typer.Option(help="Clips, each with a prompt of its own.")] = 4,
+    clips: Annotated[
+        int | None,
+        typer.Option(help="Clips, each with a prompt of its own; all of --prompts, or 4."),
+    ] = None,
     grid: common.Grid = None,
     height: common.Height = None,
     width: common.Width = None,
@@ -128,12 +129,11 @@ def measure(
     from vidsparse.quality import load_lpips
     from vidsparse.tuning.lab import PipelineLab
     from vidsparse.tuning.measure import measure_preset
-    from vidsparse.tuning.prompts import scenes_for
+    from vidsparse.tuning.prompts import scenes_to_measure
 
     config = SparseConfig.load(name)
     config.build()
-    # The first prompts of the list are those that presets are tuned on.
-    _, scenes = scenes_for(model, prompts, tuning=_TUNED_ON, held_out=clips, seed=seed)
+    scenes = scenes_to_measure(model, prompts, clips=clips, seed=seed)
     asked = Sampling(height, width, num_frames, steps, guidance)
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
     if config.model is not None and not force:
@@ -170,7 +170,9 @@ def pull(
     """Fetch a preset from a Hugging Face repository and check it."""
     from vidsparse.preset_hub import pull as fetch
 
-    typer.echo(f"wrote {fetch(repo, out, file=file, revision=revision)}")
+    with common.waiting(f"asking the Hub for {repo}", quiet=False):
+        done = fetch(repo, out, file=file, revision=revision)
+    typer.echo(f"wrote {done}")
 
 
 @preset.command()

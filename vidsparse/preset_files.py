@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from vidsparse.errors import UsageError
-from vidsparse.files import write_text
+from vidsparse.files import check_file_name, write_text
 
 SUFFIXES = (".toml", ".json")
+
+
+def check_preset_name(path: Path) -> None:
+    """Refuse names that no preset can be written to, before any work is done.
+
+    Raises:
+        UsageError: it has another ending, or cannot become a file.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path} must end in {' or '.join(SUFFIXES)}")
+    check_file_name(path)
 
 
 def read_values(path: Path) -> dict[str, Any]:

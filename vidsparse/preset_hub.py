@@ -1,11 +1,13 @@
 """Presets in Hugging Face Hub repositories: fetch one, publish one."""
 
+import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError, first_line
+from vidsparse.preset_files import check_preset_name
 
 DEFAULT_FILE = "vidsparse.toml"
 
@@ -20,7 +22,7 @@ def pull(repo: str, out: Path, *, file: str = DEFAULT_FILE, revision: str | None
         revision: branch, tag or commit.
 
     Raises:
-        UsageError: the Hub cannot be reached, there is no such repository or file, or it holds no
+        UsageError: ``out`` cannot be written, the Hub cannot be reached, there is no such repository or file, or it holds no
             preset.
     """
     from huggingface_hub import hf_hub_download
@@ -31,6 +33,8 @@ def pull(repo: str, out: Path, *, file: str = DEFAULT_FILE, revision: str | None
         RepositoryNotFoundError,
     )
 
+    check_preset_name(out)
+    _hush()
     try:
         found = hf_hub_download(repo, file, revision=revision)
     except HFValidationError as error:
@@ -70,6 +74,7 @@ def push(preset: str | Path, repo: str, *, file: str = DEFAULT_FILE) -> str:
 
     content = _content(SparseConfig.load(preset), file)
     api: Any = HfApi()
+    _hush()
     try:
         api.create_repo(repo, exist_ok=True)
         done = api.upload_file(path_or_fileobj=content, path_in_repo=file, repo_id=repo)
@@ -91,6 +96,11 @@ def _content(config: SparseConfig, file: str) -> bytes:
         return path.read_bytes()
 
 
+def _hush() -> None:
+    """Keep the Hub's remarks on each of its retries off the terminal: one error follows them."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
 def _network_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -100,6 +110,6 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 def _offline(repo: str, error: Exception) -> UsageError:
     return UsageError(
-        f"cannot reach the Hugging Face Hub for {repo!r} ({first_line(error)[:120]}); check the "
+        f"cannot reach the Hugging Face Hub for {repo!r} ({first_line(error)[:120].rstrip(' .')}); check the "
         "network, or copy the file and give its path"
     )

@@ -24,6 +24,12 @@ GENERAL = (
 )
 
 
+# Of the built-in prompts, the first that presets are tuned on.
+_TUNED_ON = 2
+# Built-in prompts that a preset is measured on.
+_MEASURED_ON = 4
+
+
 def scenes_for(
     model: str, file: Path | None, *, tuning: int, held_out: int, seed: int = 0
 ) -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
@@ -53,6 +59,41 @@ def scenes_for(
         )
     scenes = tuple(Scene(prompt, seed + i) for i, prompt in enumerate(prompts[:wanted]))
     return scenes[:tuning], scenes[tuning:]
+
+
+def scenes_to_measure(
+    model: str, file: Path | None, *, clips: int | None = None, seed: int = 0
+) -> tuple[Scene, ...]:
+    """Return scenes to measure finished settings on; prompts and seeds all differ.
+
+    Args:
+        model: as ``load_pipeline`` takes it; bundled ones have prompts of their own.
+        file: one prompt a line, # starts a comment; None takes built-in ones that nothing is tuned
+            on by default.
+        clips: how many; None takes all of the file, or 4 built-in ones.
+        seed: the seeds begin here.
+
+    Raises:
+        UsageError: the number is below 1, or the file is unreadable or has too few prompts.
+    """
+    if clips is not None and clips < 1:
+        raise UsageError(f"--clips {clips} must be at least 1")
+    if file is None:
+        # Two seeds more than needed: clips stay those of a tuning with the same seed.
+        count = _MEASURED_ON if clips is None else clips
+        prompts = _prompts(model, None, _TUNED_ON + count)
+        first = _TUNED_ON
+    else:
+        prompts, first = read_prompts(file), 0
+        count = len(prompts) if clips is None else clips
+    if len(prompts) < first + count:
+        where = "the built-in list" if file is None else str(file)
+        raise UsageError(
+            f"{where} has {len(prompts) - first} different prompts to measure on, but --clips "
+            f"{count} needs one for each; lower --clips or give more with --prompts"
+        )
+    chosen = enumerate(prompts[first : first + count], start=first)
+    return tuple(Scene(prompt, seed + i) for i, prompt in chosen)
 
 
 def _prompts(model: str, file: Path | None, count: int) -> list[str]:
