@@ -129,7 +129,7 @@ def test_a_file_of_prompts_is_measured_whole(tmp_path):
 
 
 def test_built_in_prompts_are_measured_beside_those_tuned_on():
-    tuned, held_out = scenes_for("x", None, tuning=2, held_out=4, seed=5)
+    _, held_out = scenes_for("x", None, tuning=2, held_out=4, seed=5)
     assert scenes_to_measure("x", None, seed=5) == held_out
     with pytest.raises(UsageError, match="the built-in list has 10 different prompts to measure"):
         scenes_to_measure("x", None, clips=11)

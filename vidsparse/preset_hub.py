@@ -22,8 +22,8 @@ def pull(repo: str, out: Path, *, file: str = DEFAULT_FILE, revision: str | None
         revision: branch, tag or commit.
 
     Raises:
-        UsageError: ``out`` cannot be written, the Hub cannot be reached, there is no such repository or file, or it holds no
-            preset.
+        UsageError: ``out`` cannot be written, the Hub cannot be reached, there is no such
+            repository or file, or it holds no preset.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -109,7 +109,8 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _offline(repo: str, error: Exception) -> UsageError:
+    reason = first_line(error)[:120].rstrip(" .")
     return UsageError(
-        f"cannot reach the Hugging Face Hub for {repo!r} ({first_line(error)[:120].rstrip(' .')}); check the "
-        "network, or copy the file and give its path"
+        f"cannot reach the Hugging Face Hub for {repo!r} ({reason}); check the network, or copy "
+        "the file and give its path"
     )
