@@ -6,13 +6,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split, load_keys, row_stride
+from vidsparse.kernels.triton_split_top_blocks import keep_top_weight_split, row_stride, sort_keys
 
 # Entries that one program holds at once: enough loads in flight to hide the L2's latency. A lane
 # sums N / _CHUNK weights in int32, so they may be 2**31 * _CHUNK / N at most.
 _CHUNK = 8192
 # Fewer long rows than this leave a GPU idle with one program each.
 _SPLIT_BELOW = 256
+
+
+@triton.jit
+def _load_keys(scores_ptr, forced_ptr, columns, N, FORCED: tl.constexpr):
+    inside = columns < N
+    scores = tl.load(scores_ptr + columns, mask=inside, other=0.0)
+    forced = tl.load(forced_ptr + columns, mask=inside, other=0) if FORCED else 0
+    return sort_keys(scores, forced, FORCED)
 
 
 @triton.jit
@@ -40,7 +48,7 @@ def _keep_top_weight_kernel(
         above_two = tl.zeros([CHUNK], tl.int32)
         above_three = tl.zeros([CHUNK], tl.int32)
         for start in range(0, N, CHUNK):
-            keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
+            keys = _load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
             weights = tl.load(weights_ptr + start + columns, mask=start + columns < N, other=0)
             above_one += tl.where(keys >= one, weights, 0)
             above_two += tl.where(keys >= two, weights, 0)
@@ -51,14 +59,14 @@ def _keep_top_weight_kernel(
         step = step >> 2
     above = tl.zeros([CHUNK], tl.int32)
     for start in range(0, N, CHUNK):
-        keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
+        keys = _load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
         weights = tl.load(weights_ptr + start + columns, mask=start + columns < N, other=0)
         above += tl.where(keys > threshold, weights, 0)
     # Entries at the threshold share what is left, the first ones first.
     held = tl.sum(above.to(tl.int64))
     for start in range(0, N, CHUNK):
         inside = start + columns < N
-        keys = load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
+        keys = _load_keys(scores_ptr, forced_ptr, start + columns, N, FORCED)
         weights = tl.load(weights_ptr + start + columns, mask=inside, other=0).to(tl.int64)
         ties = tl.where(keys == threshold, weights, 0)
         before = held + tl.cumsum(ties, 0) - ties
@@ -84,7 +92,7 @@ def keep_top_weight_triton(
     _keep_top_weight_kernel[(R,)](
         scores, weights, targets, scores if forced is None else forced.view(torch.uint8),
         keep.view(torch.int8), row_stride(weights), row_stride(targets),
-        0 if forced is None else row_stride(forced), N,
+        row_stride(forced), N,
         BITS=8 * scores.element_size(), FORCED=forced is not None, CHUNK=chunk,
         num_warps=16 if chunk >= 4096 else 4,
     )  # fmt: skip
