@@ -8,14 +8,19 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
+from vidsparse.layout import VideoLayout
+from vidsparse.plan import CallSite
 from vidsparse.preset_parts import ModelId
+from vidsparse.profiling.dense_run import Look
 from vidsparse.tuning import scout as tuning_scout
 from vidsparse.tuning.candidates import Candidate
 from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.lab import never
 from vidsparse.tuning.report import finish
 from vidsparse.tuning.search import WORTHWHILE, Best, Outcome
 from vidsparse.tuning.settings import TuneSettings
@@ -24,7 +29,7 @@ from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose, denser
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fake_lab import DENSE_SECONDS, FakeLab, seconds_of
+from fake_lab import DENSE_SECONDS, LAYERS, SIGMAS, STEPS, FakeLab, seconds_of
 
 SCENES = (Scene("a", 0), Scene("b", 1))
 METHODS = ("svg", "draft", "svg2")
@@ -458,3 +463,58 @@ def test_unreachable_target_says_the_best_that_is_reachable_and_its_cost():
     assert f"{nearest:.2f} dB" in verdict
     assert re.search(r"at \d\.\d\dx", verdict)
     json.dumps(made.as_dict(), allow_nan=False)
+
+
+class _ShortLab(FakeLab):
+    """A clip of so few frames that SVG's first frame and own blocks are three eighths of it."""
+
+    layout = VideoLayout(4, 12, 16)
+
+    def observe(self, attention, scene):
+        (looker,) = attention.lookers
+        make = torch.Generator().manual_seed(0)
+        shape = (4, 1, 2, self.layout.num_tokens, 32)
+        q, k, v, out = torch.randn(shape, generator=make).unbind(0)
+        for step, sigma in enumerate(SIGMAS):
+            site = CallSite("transformer", 0, LAYERS, step, STEPS, sigma, 0, 0)
+            attention.recorder.record_dense("observed", site)
+            if step in (5, 15):
+                looker.look(Look(q, k, v, out, self.layout, site))
+
+    def short(self, config, steps, scene):
+        self.refuse(config)
+        return super().short(config, steps, scene)
+
+    def trial(self, config, scene, doomed=never):
+        self.refuse(config)
+        return super().trial(config, scene, doomed)
+
+    def refuse(self, config):
+        if config is not None and config.method == "svg" and config.build()[0].density < 0.375:
+            raise UsageError("the first frame and each block's own keys always stay")
+
+
+def test_a_method_that_refuses_small_densities_is_tuned_at_larger_ones():
+    lab, said = _ShortLab(), []
+    chosen = TuneSettings(Target(min_psnr=25), SCENES, ("svg",), (), allocate=False)
+    made = Search(lab, Journal(None, {}), chosen, say=said.append)
+    best = made.run()
+    assert best.outcome.candidate.config.method == "svg"
+    assert best.outcome.candidate.density >= 0.375
+    assert set(made.scout.ranked_at.values()) == {(0.4, 0.6)}
+    assert any("at densities 0.4 and 0.6, less is refused" in line for line in said)
+
+
+def test_a_size_that_nothing_can_run_at_is_refused_with_the_reason():
+    class TinyLab(_ShortLab):
+        layout = VideoLayout(2, 4, 4)
+
+    chosen = TuneSettings(Target(min_psnr=25), SCENES, ("svg",), ())
+    with pytest.raises(UsageError, match="no sparse method can run on this model at this size: "):
+        Search(TinyLab(), Journal(None, {}), chosen).run()
+
+
+def test_variants_of_a_method_are_compared_at_densities_that_all_take():
+    found = {"a": {0.2: 0.4, 0.4: 0.2}, "a:x=1": {0.4: 0.3, 0.6: 0.01}, "b": {0.6: 0.1, 0.7: 0.1}}
+    errors = tuning_scout._comparable(found, {"a": "a", "a:x=1": "a", "b": "b"})
+    assert errors == pytest.approx({"a": 0.2, "a:x=1": 0.3, "b": 0.1})

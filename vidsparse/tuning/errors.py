@@ -1,6 +1,6 @@
 """Errors of sparse attention outputs, measured inside a dense generation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class PlanErrors:
         variants: what is tried.
         densities: at which densities.
         layers: which layers are looked at; None for all.
+        spare: larger densities, tried in turn for those that a variant refuses.
         found: the numbers.
         skipped: variants that cannot run here, and why.
     """
@@ -49,6 +50,7 @@ class PlanErrors:
     variants: Sequence[Variant]
     densities: Sequence[float]
     layers: int | None = None
+    spare: Sequence[float] = ()
     found: list[OutputError] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -57,8 +59,10 @@ class PlanErrors:
         if not self._wants(call.site.layer, call.site.num_layers):
             return
         for variant in self.variants:
+            spare = iter(self.spare)
             for density in self.densities:
-                self._measure(variant, density, call)
+                if not self._measure(variant, density, call):
+                    self._measure_spare(variant, spare, call)
 
     def _wants(self, layer: int, count: int) -> bool:
         if self.layers is None or self.layers >= count:
@@ -66,13 +70,19 @@ class PlanErrors:
         # Evenly spread, away from the ends.
         return layer in {int((i + 0.5) * count / self.layers) for i in range(self.layers)}
 
-    def _measure(self, variant: Variant, density: float, call: Look) -> None:
+    def _measure_spare(self, variant: Variant, spare: Iterator[float], call: Look) -> None:
+        for density in spare:
+            if self._measure(variant, density, call):
+                return
+
+    def _measure(self, variant: Variant, density: float, call: Look) -> bool:
+        """Return whether the variant can run at this density."""
         try:
             method = variant.build(density)
             plan = _plan(method, call)
         except UsageError as refusal:
             self.skipped[f"{variant.label} at density {density:g}"] = str(refusal)
-            return
+            return False
         error = 0.0
         if plan is not None and plan.dense_reason is None:
             out = run_plan(call.q, call.k, call.v, plan).out
@@ -82,6 +92,7 @@ class PlanErrors:
         self.found.append(
             OutputError(variant.label, density, site.layer, site.step, site.sigma or 0.0, error)
         )
+        return True
 
 
 def _plan(method: SparseMethod, call: Look) -> AttentionPlan | None:

@@ -1,7 +1,7 @@
 """What is learnt before the search: errors of single calls, times, a clip of each variant."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean, median
@@ -17,8 +17,10 @@ from vidsparse.tuning.lab import Trial
 from vidsparse.tuning.settings import Lab, TuneSettings, trial_or_refusal
 from vidsparse.tuning.speed import SHORT_STEPS, SpeedModel, StepTimes, time_variant, variant_key
 
-# Densities at which variants are ranked, and looks for that: layers and steps.
+# Densities at which variants are ranked, larger ones for those that a variant refuses at a small
+# size, and looks for that: layers and steps.
 RANK_DENSITIES = (0.2, 0.4)
+SPARE_DENSITIES = (0.6, 0.7)
 RANK_LAYERS, RANK_STEPS = 3, (0.35, 0.75)
 # Where variants are screened: dense steps, and the density of the median one.
 SCREEN_WARM_UP, SCREEN_DENSITY = 0.2, 0.3
@@ -41,6 +43,8 @@ class Scout:
             first.
         sigmas: noise level of each step.
         tokens: of an attention call.
+        ranked_at: by variant, the two densities that it was ranked and is timed at, where the
+            usual ones are refused.
         speed: predicts times; None before ``learn``.
     """
 
@@ -53,6 +57,7 @@ class Scout:
     screening: list[tuple[str, float]] = field(default_factory=list)
     sigmas: list[float] = field(default_factory=list)
     tokens: int | None = None
+    ranked_at: dict[str, tuple[float, float]] = field(default_factory=dict)
     speed: SpeedModel | None = None
 
     def learn(self) -> list[Variant]:
@@ -119,7 +124,7 @@ class Scout:
     def _statistics(self) -> list[OutputError]:
         """Look at all variants inside one dense generation."""
         variants = variants_of(self.settings.methods)
-        looker = PlanErrors(variants, RANK_DENSITIES, RANK_LAYERS)
+        looker = PlanErrors(variants, RANK_DENSITIES, RANK_LAYERS, SPARE_DENSITIES)
         kept = self.journal.once("statistics", partial(self.observed, looker, RANK_STEPS))
         self.skipped.update(kept["skipped"])
         self.sigmas, self.tokens = kept["sigmas"], kept["tokens"]
@@ -127,25 +132,40 @@ class Scout:
 
     def _ranked(self, found: Sequence[OutputError]) -> list[Variant]:
         """Return each method's variant with the least error, and its defaults."""
-        errors = {
-            label: math.exp(fmean(math.log(max(error, 1e-12)) for error in by.values()))
-            for label, by in mean_errors(found).items()
-            if len(by) == len(RANK_DENSITIES)
-        }
+        known = {v.label: v for v in variants_of(self.settings.methods)}
+        by_density = {k: by for k, by in mean_errors(found).items() if len(by) > 1}
+        self._note_densities(by_density)
+        errors = _comparable(by_density, {label: v.method for label, v in known.items()})
         if not errors:
             reasons = "; ".join(sorted(set(self.skipped.values())))
             raise UsageError(
                 f"no sparse method can run on this model at this size: {reasons[:300]}"
             )
         self.ranking = sorted(errors.items(), key=lambda row: row[1])
-        known = {v.label: v for v in variants_of(self.settings.methods)}
         best: dict[str, Variant] = {}
         for label, _ in self.ranking:
             best.setdefault(known[label].method, known[label])
         for variant in best.values():
-            self.say(f"statistics: {variant.label} has output error {errors[variant.label]:.4f}")
+            where = "".join(
+                f" at densities {low:g} and {high:g}, less is refused"
+                for low, high in [self.ranked_at[variant.label]]
+                if low > RANK_DENSITIES[0]
+            )
+            self.say(
+                f"statistics: {variant.label} has output error {errors[variant.label]:.4f}{where}"
+            )
         defaults = [known[name] for name in best if best[name].label != name and name in errors]
         return [*best.values(), *defaults]
+
+    def _note_densities(self, found: Mapping[str, Mapping[float, float]]) -> None:
+        for label, by in found.items():
+            low, high = sorted(by)[:2]
+            self.ranked_at[label] = low, high
+
+    def _least(self, variant: Variant) -> float:
+        """Return a density that a variant takes here where it refuses small ones, else 0."""
+        low = self.ranked_at.get(variant.label, RANK_DENSITIES)[0]
+        return low if low > RANK_DENSITIES[0] else 0.0
 
     def _time_dense(self, dense_seconds: float) -> None:
         scene = self.settings.tuning[0]
@@ -156,7 +176,9 @@ class Scout:
     def _short(self, variant: Variant) -> dict[str, Any]:
         scene = self.settings.tuning[0]
         times = time_variant(
-            variant, lambda config, steps: self.lab.short(config, steps, scene), RANK_DENSITIES
+            variant,
+            lambda config, steps: self.lab.short(config, steps, scene),
+            self.ranked_at.get(variant.label, RANK_DENSITIES),
         )
         return times.as_dict()
 
@@ -170,9 +192,11 @@ class Scout:
         model = self._speed()
         made = [Candidate("", v.config(SCREEN_DENSITY, sigma)) for v in variants]
         seconds = median(model.predict_raw(each) or math.inf for each in made)
+        densities = {
+            v.label: model.density_for(v, seconds, sigma, least=self._least(v)) for v in variants
+        }
         candidates = {
-            v.label: Candidate(v.label, v.config(model.density_for(v, seconds, sigma), sigma))
-            for v in variants
+            v.label: Candidate(v.label, v.config(densities[v.label], sigma)) for v in variants
         }
         first, *others = self.settings.tuning
         room = {label: self._room(each, [first]) for label, each in candidates.items()}
@@ -209,6 +233,24 @@ class Scout:
         if trial.refused is not None:
             self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
         return trial
+
+
+def _comparable(
+    found: Mapping[str, Mapping[float, float]], methods: Mapping[str, str]
+) -> dict[str, float]:
+    """Return one error per variant: the geometric mean over densities.
+
+    Variants of one method are compared at the densities that all of them take, if there are any:
+    at a larger one each has less error.
+    """
+    shared: dict[str, set[float]] = {}
+    for label, by in found.items():
+        shared[methods[label]] = shared.get(methods[label], set(by)) & set(by)
+    errors = {}
+    for label, by in found.items():
+        at = shared[methods[label]] or set(by)
+        errors[label] = math.exp(fmean(math.log(max(by[density], 1e-12)) for density in at))
+    return errors
 
 
 class _SigmaLog:

@@ -95,7 +95,12 @@ class SpeedModel:
         return self.clips.get(candidate.key) if raw is None else raw
 
     def density_for(
-        self, variant: Variant, seconds: float, dense_above_sigma: float | None
+        self,
+        variant: Variant,
+        seconds: float,
+        dense_above_sigma: float | None,
+        *,
+        least: float = 0.0,
     ) -> float:
         """Return the density at which a variant's clip is predicted to take so long.
 
@@ -103,11 +108,12 @@ class SpeedModel:
             variant: timed before.
             seconds: of a clip.
             dense_above_sigma: what stays dense.
+            least: density that the variant is known to take here.
 
         Returns:
             A density among those the variant may take, in (0, 1).
         """
-        low, high = variant.densities[-1], variant.densities[0]
+        low, high = max(least, variant.densities[-1]), max(least, variant.densities[0])
         for _ in range(20):
             middle = (low + high) / 2
             candidate = Candidate("", variant.config(middle, dense_above_sigma))
