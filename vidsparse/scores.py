@@ -11,6 +11,7 @@ from vidsparse.quality import (
     PSNR_OF_EQUAL_FRAMES,
     Quality,
     bootstrap_mean,
+    bootstrap_ratio,
     judge,
     mean_psnr,
     pooled_psnr,
@@ -131,14 +132,14 @@ def _known(value: float | None, note: str | None) -> float | str | None:
 
 
 def _intervals(record: Record, dense: Record, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return mean, spread and bootstrap interval over clips, of speed-up and every metric."""
-    pairs = zip(dense.clips, record.clips, strict=True)
-    series: dict[str, list[float | None]] = {
-        "speedup": [a.denoise_seconds / b.denoise_seconds for a, b in pairs]
-    }
+    """Return mean, spread and bootstrap interval over clips, of speed-up and every metric.
+
+    The speed-up is that of the row, the ratio of total times.
+    """
+    above, below = ([clip.denoise_seconds for clip in one.clips] for one in (dense, record))
+    found = {"speedup": bootstrap_ratio(above, below, prompts).as_dict()}
     means = [quality.means() for quality in record.quality]
-    series.update({name: [mean[name] for mean in means] for name in METRICS})
-    found = {}
+    series = {name: [mean[name] for mean in means] for name in METRICS}
     for name, values in series.items():
         known = [min(value, PSNR_OF_EQUAL_FRAMES) for value in values if value is not None]
         if len(known) == len(values):

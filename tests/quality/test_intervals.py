@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from vidsparse.quality import bootstrap_mean
+from vidsparse.quality import bootstrap_mean, bootstrap_ratio
 
 
 def test_interval_is_scipys_percentile_bootstrap() -> None:
@@ -21,6 +21,19 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     found = [bootstrap_mean(list(rng.normal(0, 1, 20)), resamples=400) for _ in range(300)]
     covered = np.mean([one.low <= 0 <= one.high for one in found])
     assert 0.87 < covered < 0.98
+
+
+def test_ratio_of_sums_is_within_its_interval() -> None:
+    rng = np.random.default_rng(3)
+    below = rng.uniform(1, 9, 12)
+    above = below * rng.normal(1.5, 0.1, 12)
+    found = bootstrap_ratio(list(above), list(below))
+    assert found.mean == pytest.approx(above.sum() / below.sum())
+    assert found.low < found.mean < found.high
+    assert found.spread == pytest.approx((above / below).std(ddof=1))
+    assert bootstrap_ratio([3.0], [2.0]).as_dict()["mean"] == 1.5
+    with pytest.raises(ValueError, match="give pairs"):
+        bootstrap_ratio([1.0, 2.0], [1.0])
 
 
 def test_clips_of_one_prompt_are_no_independent_evidence() -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+import vidsparse
+from vidsparse.clips import ClipFacts, SiteDensity
 from vidsparse.errors import UsageError
 from vidsparse.report import Results, write_report
+from vidsparse.report.page import _layer_tables
 
 OpenPage = Callable[[Path], Any]
 CANVASES = (
@@ -150,6 +153,66 @@ def test_choosing_clip_metric_and_map_redraws(page: Any) -> None:
     assert "step 1, layer 1: dense" in titles
 
 
+NICE_TICKS = re.search(
+    r"function niceTicks.*?^}",
+    (Path(vidsparse.__file__).parent / "templates" / "report.js.j2").read_text(),
+    re.S | re.M,
+)
+
+
+def test_every_axis_has_two_ticks_that_say_what_they_are(page: Any) -> None:
+    assert NICE_TICKS is not None
+    ranges = [[0.9361, 1.0012], [24.2, 37.9], [99.2, 99.4], [-0.4, 0.3], [0.99951, 0.99999], [0, 9]]
+    found = page.evaluate(
+        f"(() => {{ {NICE_TICKS[0]}; return {ranges}.map(([a, b]) => niceTicks(a, b, 1)); }})()"
+    )
+    for (low, high), (ticks, places) in zip(ranges, found, strict=True):
+        assert len(ticks) >= 2
+        assert all(low <= tick <= high for tick in ticks)
+        assert [float(f"{tick:.{places}f}") for tick in ticks] == pytest.approx(ticks, abs=1e-9)
+    lines = (
+        "[...document.querySelectorAll('.strip svg')].map(s => s.querySelectorAll('.grid').length)"
+    )
+    assert min(page.evaluate(lines)) >= 2
+
+
+def test_long_prompts_stay_within_their_card(page: Any) -> None:
+    size = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page.call("Emulation.setDeviceMetricsOverride", **size)
+    page.evaluate(
+        "document.querySelector('#scene option').textContent = 'a very long prompt '.repeat(9)"
+    )
+    ends = page.evaluate(
+        "['#scene', '#look'].map(id => document.querySelector(id).getBoundingClientRect().right)"
+    )
+    page.call("Emulation.clearDeviceMetricsOverride")
+    assert ends[0] <= ends[1]
+
+
+def test_chart_and_table_show_the_same_speed_up(html: Path) -> None:
+    text = html.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    for point in data["points"]:
+        assert f"<td>{point['intervals']['speedup']['mean']:.2f}x<small>" in text
+
+
+def test_dense_calls_are_grey_in_maps_by_layer() -> None:
+    sites = [SiteDensity("t", 0, 0, 1.0), SiteDensity("t", 0, 1, 1.0), SiteDensity("t", 1, 0, 1.0)]
+    sites.append(SiteDensity("t", 1, 1, 0.25))
+    (table,) = _layer_tables([ClipFacts(1.0, 1.0, sites=tuple(sites))] * 2)
+    assert table["steps"] == [0, 1]
+    assert table["values"] == [[None, None], [None, 0.25]]
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_the_band_of_the_floor_is_told_of_only_where_there_is_one(
+    results: Results, tmp_path: Path, floor: bool
+) -> None:
+    rows = [row for row in results.document["rows"] if floor or row["role"] != "floor"]
+    write_report(tmp_path / "a.html", Results(results.folder, {**results.document, "rows": rows}))
+    assert ("the band is what two dense" in (tmp_path / "a.html").read_text()) == floor
+
+
 def test_nothing_is_complained_about_and_nothing_is_fetched(page: Any) -> None:
     assert page.complaints == []
 
@@ -175,8 +238,18 @@ def test_a_missing_clip_is_named(results: Results, tmp_path: Path) -> None:
     assert not (tmp_path / "a.html").exists()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": 1}',
+        '{"format": 2}',
+        '{"format": 2, "meta": {}, "scenes": [], "dense": {}, "rows": []}',
+        '{"format": 2, "meta": {"fps": 9, "command": ""}, "scenes": 3, "dense": {}, "rows": []}',
+    ],
+)
 def test_damaged_or_other_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UsageError, match=r"is damaged|is no results file"):
+    with pytest.raises(UsageError, match=r"is damaged|is no results file|lacks"):
         Results.load(tmp_path)

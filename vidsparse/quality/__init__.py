@@ -8,7 +8,7 @@ from vidsparse.quality.frames import (
     psnr_per_frame,
     ssim_per_frame,
 )
-from vidsparse.quality.intervals import Interval, bootstrap_mean
+from vidsparse.quality.intervals import Interval, bootstrap_mean, bootstrap_ratio
 from vidsparse.quality.measure import Quality, compare_videos
 from vidsparse.quality.perceptual import (
     NO_BACKBONE,
@@ -30,6 +30,7 @@ __all__ = [
     "Verdict",
     "backbone_file",
     "bootstrap_mean",
+    "bootstrap_ratio",
     "compare_videos",
     "flicker_per_step",
     "judge",

@@ -1,4 +1,4 @@
-"""Means over clips with bootstrap confidence intervals, paired and grouped by prompt."""
+"""Means and ratios over clips with bootstrap confidence intervals, paired and grouped by prompt."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ class Interval:
     """A mean over clips and how sure it is.
 
     Attributes:
-        mean: over clips.
+        mean: over clips; of a ratio, that of the sums.
         spread: standard deviation over clips (n - 1); None for one clip.
         low: lower end of the confidence interval of the mean; None for one clip.
         high: upper end, alike.
@@ -56,32 +56,78 @@ def bootstrap_mean(
     Raises:
         ValueError: there are no values, some are not finite, or groups differ in number.
     """
+    pairs = np.stack([_finite(values), np.ones(len(values))], axis=1)
+    return _interval(pairs, _labels(groups, len(values)), confidence, resamples, seed)
+
+
+def bootstrap_ratio(
+    above: Sequence[float],
+    below: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Return the ratio of two sums over clips with its percentile bootstrap interval.
+
+    Pairs are drawn together, grouped as in ``bootstrap_mean``; ``mean`` is the ratio of the sums
+    and ``spread`` that of the clips' own ratios.
+
+    Args:
+        above: one finite number per clip, such as the seconds of dense.
+        below: alike, above 0.
+        groups: each clip's prompt; None makes all clips one group.
+        confidence: in (0, 1).
+        resamples: draws.
+        seed: the same seed gives the same interval.
+
+    Raises:
+        ValueError: as ``bootstrap_mean``, or there are not as many of both.
+    """
+    if len(above) != len(below):
+        raise ValueError(f"got {len(above)} values over {len(below)}; give pairs")
+    pairs = np.stack([_finite(above), _finite(below)], axis=1)
+    return _interval(pairs, _labels(groups, len(above)), confidence, resamples, seed)
+
+
+def _finite(values: Sequence[float]) -> np.ndarray:
     data = np.asarray(values, dtype=np.float64)
     if data.size == 0 or not np.isfinite(data).all():
         raise ValueError(f"an interval needs finite values, at least one; got {values!r}")
-    labels = [0] * len(values) if groups is None else list(groups)
-    if len(labels) != len(values):
-        raise ValueError(f"got {len(values)} values but {len(labels)} groups; give one for each")
-    mean = float(data.mean())
-    if data.size == 1:
-        return Interval(mean, None, None, None, 1)
-    parts = [data[[label == one for label in labels]] for one in dict.fromkeys(labels)]
-    means = _resampled_means(parts, resamples, np.random.default_rng(seed))
+    return data
+
+
+def _labels(groups: Sequence[Hashable] | None, count: int) -> list[Hashable]:
+    labels: list[Hashable] = [0] * count if groups is None else list(groups)
+    if len(labels) != count:
+        raise ValueError(f"got {count} values but {len(labels)} groups; give one for each")
+    return labels
+
+
+def _interval(
+    pairs: np.ndarray, labels: list[Hashable], confidence: float, resamples: int, seed: int
+) -> Interval:
+    """Bootstrap the ratio of the sums of (N, 2) pairs."""
+    total = pairs.sum(0)
+    ratio, each = float(total[0] / total[1]), pairs[:, 0] / pairs[:, 1]
+    if len(pairs) == 1:
+        return Interval(ratio, None, None, None, 1)
+    parts = [pairs[[label == one for label in labels]] for one in dict.fromkeys(labels)]
+    drawn = _resampled_sums(parts, resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(data.std(ddof=1)), float(low), float(high), data.size)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    return Interval(ratio, float(each.std(ddof=1)), float(low), float(high), len(pairs))
 
 
-def _resampled_means(
+def _resampled_sums(
     parts: list[np.ndarray], resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return (resamples,) means of redrawn clips of redrawn groups."""
+    """Return (resamples, 2) sums over redrawn clips of redrawn groups, (N, 2) pairs each."""
     chosen = rng.integers(len(parts), size=(resamples, len(parts)))
-    total, count = np.zeros(resamples), np.zeros(resamples)
+    total = np.zeros((resamples, 2))
     for slot in range(len(parts)):
         for index, part in enumerate(parts):
             mine = np.flatnonzero(chosen[:, slot] == index)
-            drawn = part[rng.integers(part.size, size=(mine.size, part.size))]
-            total[mine] += drawn.sum(1)
-            count[mine] += part.size
-    return np.asarray(total / count)
+            total[mine] += part[rng.integers(len(part), size=(mine.size, len(part)))].sum(1)
+    return total

@@ -58,6 +58,7 @@ def _context(results: Results, most_scenes: int) -> dict[str, Any]:
         "size": f"{width} x {height} pixels, {frames} frames at {results.fps:g} a second",
         "columns": [column for column in COLUMNS if column.used(document["rows"])],
         "rows": [page_row(row, document["rows"]) for row in document["rows"]],
+        "has_floor": any(row["role"] == "floor" for row in document["rows"]),
         "headline": headline(document),
         "notes": findings(document),
         "reasons": reasons(document),
@@ -111,13 +112,16 @@ def _label(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _point(row: dict[str, Any], index: int) -> dict[str, Any]:
+    # Results of earlier versions have the mean of the clips' ratios there, another figure than the
+    # table's.
+    speedup = {**row["intervals"]["speedup"], "mean": row["speedup"]}
     return {
         "name": row["method"],
         "index": index,
         "floor": row["role"] == "floor",
         "density": row["density"],
         "verdict": row["verdict"],
-        "intervals": row["intervals"],
+        "intervals": {**row["intervals"], "speedup": speedup},
     }
 
 
@@ -186,9 +190,10 @@ def _layer_tables(clips: list[ClipFacts]) -> list[dict[str, Any]]:
 def _layer_table(name: str, sites: list[SiteDensity], *, several: bool) -> dict[str, Any]:
     own = [site for site in sites if site.transformer == name]
     steps = sorted({site.step for site in own})
+    # Dense calls are recorded with density 1; they are no choice of the method.
     total = np.zeros((len(steps), max(site.layer for site in own) + 1))
     count = np.zeros_like(total)
-    for site in own:
+    for site in (one for one in own if one.density < 1):
         where = steps.index(site.step), site.layer
         total[where] += site.density
         count[where] += 1

@@ -46,6 +46,25 @@ def write_results(folder: Path, found: dict[str, Any]) -> Path:
     return folder / _DOCUMENT
 
 
+def _lacking(found: dict[str, Any]) -> list[str]:
+    """Name the parts that a results file must have and this one has not."""
+    meta = found.get("meta")
+    parts = {
+        "scenes": _has(found.get("scenes"), ("prompt", "seed")),
+        "dense": _has([found.get("dense")], ("key", "denoise_seconds")),
+        "rows": _has(found.get("rows"), ("key", "method", "role", "verdict", "intervals")),
+        "meta": _has([meta], ("fps", "command", "model", "sampling", "versions", "date")),
+    }
+    return [name for name, whole in parts.items() if not whole]
+
+
+def _has(entries: Any, keys: tuple[str, ...]) -> bool:
+    """Whether there are entries, and each is an object with these keys."""
+    if not isinstance(entries, list) or not entries:
+        return False
+    return all(isinstance(one, dict) and set(keys) <= set(one) for one in entries)
+
+
 @dataclass(frozen=True)
 class Results:
     """A results folder.
@@ -76,6 +95,8 @@ class Results:
             raise UsageError(f"{file} is damaged; run the comparison again") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UsageError(f"{file} is no results file of format {FORMAT}; run compare again")
+        if lacking := _lacking(found):
+            raise UsageError(f"{file} lacks {', '.join(lacking)}; run compare again")
         return Results(folder, found)
 
     @cached_property

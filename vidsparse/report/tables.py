@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TIMED = (
-    "speed-up: dense over sparse denoising time of this run, from the first transformer call's "
+    "speed-up: dense over sparse denoising time of this run, of all clips together (± is half of "
+    "the 95 % interval of that ratio over redrawn clips), from the first transformer call's "
     "start to the last one's end; text encoding and VAE decoding are not in it"
 )
 DENSITIES = (
