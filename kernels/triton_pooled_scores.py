@@ -23,8 +23,8 @@ class ScoresConfig(NamedTuple):
 
 
 # The fastest of ten on an H200; its 165 KiB of shared memory fit no GPU before Hopper.
-_HOPPER = ScoresConfig(128, 64, 8, 3)
-_SMALLER = ScoresConfig(64, 64, 4, 2)
+HOPPER = ScoresConfig(128, 64, 8, 3)
+SMALLER = ScoresConfig(64, 64, 4, 2)
 # float32 rows take twice the shared memory.
 _FLOAT32 = ScoresConfig(64, 32, 4, 2)
 
@@ -142,4 +142,4 @@ def _choose_config(q: Tensor) -> ScoresConfig:
     if q.element_size() == 4:
         return _FLOAT32
     hopper = q.is_cuda and torch.cuda.get_device_capability(q.device)[0] >= 9
-    return _HOPPER if hopper else _SMALLER
+    return HOPPER if hopper else SMALLER

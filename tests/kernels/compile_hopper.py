@@ -1,7 +1,6 @@
 """Compile the Gluon attention kernels for an H100 where there is none; print machine code.
 
-``python tests/kernels/compile_hopper.py NAME...`` prints one JSON object, SASS by name. Launches
-end after the compiler: a driver that only names the target stands in for CUDA's.
+``python tests/kernels/compile_hopper.py NAME...`` prints one JSON object, SASS by name.
 """
 
 import json
@@ -14,36 +13,13 @@ from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from compiling import compile_only
 
 from vidsparse.kernels.block_mask import BlockMask, RaggedBlockMask
 from vidsparse.kernels.hopper import attend_gluon, attend_ragged_gluon
 from vidsparse.kernels.moved_heads import MovedHeads
 
 S, H = 256, 2
-
-
-class _Target:
-    """What the compiler asks a driver for."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int | None = None) -> int:
-        return 0
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    class utils:  # noqa: N801 - Triton's name
-        @staticmethod
-        def get_device_properties(device: int) -> dict[str, int]:
-            return {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
 
 
 def _attend(D: int, **options: Any) -> None:
@@ -87,17 +63,13 @@ def _disassemble(cubin: bytes) -> str:
 
 def main(names: list[str]) -> None:
     """Print the machine code of some kernels."""
-    driver.set_active(_Target())
     compiled: list[Any] = []
-    run = JITFunction.run
 
-    def compile_only(self: Any, *args: Any, **options: Any) -> Any:
-        kernel = run(self, *args, **{**options, "warmup": True})
-        if "attention_kernel" in self.fn.__name__:
+    def keep(name: str, kernel: Any) -> None:
+        if "attention_kernel" in name:
             compiled.append(kernel)
-        return kernel
 
-    JITFunction.run = compile_only
+    compile_only(90, keep)
     code = {}
     for name in names:
         KERNELS[name]()
