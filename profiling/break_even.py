@@ -32,6 +32,8 @@ class BreakEven:
         sparse_ms: of plan, permutation and kernel at each, median.
         break_even: tokens from which on sparse is faster; None when it never is up to the
             model's own count.
+        refused: counts that the method refuses at this density.
+        why: the last refusal; None without any.
     """
 
     method: str
@@ -40,6 +42,24 @@ class BreakEven:
     dense_ms: tuple[float, ...]
     sparse_ms: tuple[float, ...]
     break_even: int | None
+    refused: tuple[int, ...] = ()
+    why: str | None = None
+
+    def line(self) -> str:
+        """Return the result for people."""
+        if self.break_even is None:
+            where = f"not faster than dense up to {self.tokens[-1]} tokens"
+        else:
+            where = f"faster than dense from {self.break_even} tokens on"
+        gain = self.dense_ms[-1] / self.sparse_ms[-1]
+        line = (
+            f"{self.method} at density {self.density:g} is {where}; "
+            f"{gain:.2f}x per call at {self.tokens[-1]}"
+        )
+        if not self.refused:
+            return line
+        counts = ", ".join(map(str, self.refused))
+        return f"{line}; not measured at {counts} tokens: {self.why}"
 
 
 def break_even(
@@ -69,26 +89,32 @@ def break_even(
         UsageError: the method cannot run at this density on any of the grids.
     """
     method = build_method(name, {"density": density})
-    tokens, dense_ms, sparse_ms, refusal = [], [], [], None
+    tokens, dense_ms, sparse_ms, refused, why = [], [], [], [], None
     for grid in smaller_layouts(layout):
         q, k, v = _random(grid, heads, head_dim, dtype, device)
         try:
             times = _times(method, q, k, v, grid, repeats)
         except UsageError as error:
-            refusal = error
+            refused.append(grid.num_tokens)
+            why = str(error)
             continue
         tokens.append(grid.num_tokens)
         dense_ms.append(times[0])
         sparse_ms.append(times[1])
     if not tokens:
-        raise UsageError(str(refusal))
+        raise UsageError(str(why))
     found = crossing(tokens, dense_ms, sparse_ms)
-    return BreakEven(name, density, tuple(tokens), tuple(dense_ms), tuple(sparse_ms), found)
+    times_of = (tuple(tokens), tuple(dense_ms), tuple(sparse_ms))
+    return BreakEven(name, density, *times_of, found, tuple(refused), why)
 
 
 def smaller_layouts(layout: VideoLayout) -> list[VideoLayout]:
-    """Return layouts with fewer frames, and last the model's own."""
-    counts = sorted({max(1, round(scale * layout.frames)) for scale in _SCALES})
+    """Return layouts with fewer frames, and last the model's own.
+
+    None of a video has a single frame: methods treat a picture as another case.
+    """
+    least = min(2, layout.frames)
+    counts = sorted({max(least, round(scale * layout.frames)) for scale in _SCALES})
     made = [replace(layout, frames=frames, text_valid=None) for frames in counts]
     return [one for one in made if one.num_tokens >= _LEAST_TOKENS] or [made[-1]]
 

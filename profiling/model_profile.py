@@ -91,14 +91,7 @@ class ModelProfile:
         if self.temporal:
             share = fmean(each[2] for each in self.temporal)
             rows.append(f"heads: {share:.0%} temporal, the others spatial")
-        for each in self.break_evens:
-            found = each.break_even
-            where = "not up to this size" if found is None else f"from {found} tokens on"
-            gain = each.dense_ms[-1] / each.sparse_ms[-1]
-            rows.append(
-                f"{each.method} at density {each.density:g} is faster than dense {where}; "
-                f"{gain:.2f}x per call at {each.tokens[-1]}"
-            )
+        rows += [each.line() for each in self.break_evens]
         rows += [f"skipped {name}: {why}" for name, why in self.skipped.items()]
         return rows
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,16 @@ from vidsparse.layout import VideoLayout
 from vidsparse.pipelines import testing
 from vidsparse.plan import AttentionPlan
 from vidsparse.profiling.amdahl import ceiling, ceilings, crossing
-from vidsparse.profiling.break_even import smaller_layouts
+from vidsparse.profiling.break_even import break_even, smaller_layouts
 from vidsparse.profiling.dense_run import ObservedAttention, observe
 from vidsparse.profiling.layout_curves import DENSITIES, ORDERS, best_recall, spread
 from vidsparse.profiling.model_profile import profile_model
 from vidsparse.profiling.profile_figure import draw_profile
 
 SAMPLING = Sampling(192, 192, 9, 6, 4.0)
+TIMED = {
+    "heads": 1, "head_dim": 16, "dtype": torch.float32, "device": torch.device("cpu"), "repeats": 1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,25 @@ def test_layouts_shrink_in_frames_to_the_models_own():
     made = smaller_layouts(VideoLayout(21, 30, 52, text_after=10))
     assert [one.frames for one in made] == [3, 5, 10, 21]
     assert made[-1].num_tokens == 21 * 30 * 52 + 10
+
+
+def test_no_grid_of_one_frame_stands_for_a_video(caplog):
+    layout = VideoLayout(5, 16, 16)
+    assert [one.frames for one in smaller_layouts(layout)] == [2, 5]
+    assert [one.frames for one in smaller_layouts(VideoLayout(1, 16, 16))] == [1]
+    with pytest.raises(UsageError, match=r"use a density of at least"):
+        break_even("svg", layout, **TIMED)
+    assert caplog.text == ""
+
+
+def test_break_even_says_which_sizes_were_not_measured():
+    found = break_even("svg", VideoLayout(5, 16, 16), density=0.4, **TIMED)
+    assert (found.tokens, found.refused) == ((1280,), (512,))
+    assert "; not measured at 512 tokens: density=0.4 is too small here" in found.line()
+    slow = replace(found, break_even=None, refused=(), why=None, dense_ms=(1.0,), sparse_ms=(2.0,))
+    assert slow.line() == (
+        "svg at density 0.4 is not faster than dense up to 1280 tokens; 0.50x per call at 1280"
+    )
 
 
 def test_spread_takes_both_ends():
