@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import vidsparse
 from vidsparse import cli
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
-from vidsparse.maps import attention_maps, block_map, draw_maps
+from vidsparse.maps import HeadMap, SiteMaps, attention_maps, block_map, draw_maps
 from vidsparse.methods.base import build_method
 from vidsparse.methods.draft import Draft, draft_map
 from vidsparse.pipelines.testing import wan as tiny_wan
@@ -104,6 +105,20 @@ def test_picture_has_three_panels_per_head_and_their_figures(tokens):
     assert f"recall {maps.heads[0].recall:.3f}" in titles[1]
     assert f"oracle {maps.heads[0].oracle_recall:.3f}" in titles[1]
     json.dumps(maps.as_dict(), allow_nan=False)
+
+
+def test_blocks_are_whole_numbers_and_empty_clusters_are_missing():
+    ones, empty = np.ones((3, 4), np.float32), np.array([2, 0, 2])
+    head = HeadMap(0, ones / 4, ones / 4, ones > 0, empty, np.array([1, 2, 0, 1]), 1.0, 1.0)
+    figure = draw_maps(SiteMaps("svg2", SITE, (head,)))
+    figure.draw_without_rendering()
+    assert "white = kept, black = skipped; grey = cluster without" in figure.get_suptitle()
+    for axes in figure.axes[:3]:
+        missing = np.ma.getmaskarray(axes.images[0].get_array())
+        assert np.array_equal(missing, (empty == 0)[:, None] | [False, False, True, False])
+        assert all(float(tick).is_integer() for tick in (*axes.get_xticks(), *axes.get_yticks()))
+    whole = replace(head, q_sizes=np.array([2, 1, 1]), kv_sizes=np.array([1, 1, 1, 1]))
+    assert "grey" not in draw_maps(SiteMaps("svg2", SITE, (whole,))).get_suptitle()
 
 
 def test_watching_changes_nothing_and_looks_where_it_was_asked_to():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Shares of attention are coloured from a twentieth of an even spread upwards.
 _FAINTEST = 0.05
+# Light grey, of neither map's colours: blocks without a token.
+_MISSING = "#d4d7dc"
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +151,14 @@ def block_map(q: Tensor, k: Tensor, plan: AttentionPlan) -> Tensor:
 def draw_maps(maps: SiteMaps) -> "Figure":
     """Draw one row per head: estimated map, chosen blocks, true map.
 
-    Colours of both maps say how many times the even share of attention a block gets.
+    Colours of both maps say how many times the even share of attention a block gets; rows and
+    columns of blocks without a token, as clusters may be, are grey.
     """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 0.8 + 3.3 * len(maps.heads)), layout="constrained")
-    figure.suptitle(f"{maps.method}, {maps.site}")
+    figure = Figure(figsize=(11, 1.1 + 3.3 * len(maps.heads)), layout="constrained")
+    figure.suptitle(f"{maps.method}, {maps.site}\n{_caption(maps)}", fontsize=11)
     panels = figure.subplots(len(maps.heads), 3, squeeze=False)
     brightest = max(10.0, *(float(np.quantile(_contrast(h.truth, h), 0.999)) for h in maps.heads))
     colours = LogNorm(_FAINTEST, brightest, clip=True)
@@ -167,10 +170,11 @@ def draw_maps(maps: SiteMaps) -> "Figure":
             f"{share}: recall {head.recall:.3f}, {best}",
             f"head {head.head}: true map",
         )
-        _draw_map(row[0], _contrast(head.estimate, head), titles[0], colours)
-        row[1].imshow(head.kept, cmap="gray", aspect="auto", interpolation="nearest")
-        row[1].set_title(titles[1], fontsize=10)
-        picture = _draw_map(row[2], _contrast(head.truth, head), titles[2], colours)
+        shown = {"cmap": "magma", "norm": colours}
+        _draw(row[0], _contrast(head.estimate, head), head, titles[0], **shown)
+        kept = head.kept.astype(np.float32)
+        _draw(row[1], kept, head, titles[1], cmap="gray", vmin=0, vmax=1)
+        picture = _draw(row[2], _contrast(head.truth, head), head, titles[2], **shown)
         row[0].set_ylabel("query block")
         figure.colorbar(picture, ax=row[2], label="times the even share")
     for axes in panels[-1]:
@@ -178,9 +182,23 @@ def draw_maps(maps: SiteMaps) -> "Figure":
     return figure
 
 
-def _draw_map(axes: Any, values: np.ndarray, title: str, colours: Any) -> Any:
+def _caption(maps: SiteMaps) -> str:
+    """Say what the colours of the blocks mean."""
+    empty = any((h.q_sizes == 0).any() or (h.kv_sizes == 0).any() for h in maps.heads)
+    return "middle: white = kept, black = skipped" + ("; grey = cluster without a token" * empty)
+
+
+def _draw(axes: Any, values: np.ndarray, head: HeadMap, title: str, **colours: Any) -> Any:
+    """Draw one panel; blocks without a token are missing, whole numbers count the others."""
+    from matplotlib.ticker import MaxNLocator
+
+    missing = (head.q_sizes == 0)[:, None] | (head.kv_sizes == 0)
+    axes.set_facecolor(_MISSING)
     axes.set_title(title, fontsize=10)
-    return axes.imshow(values, cmap="magma", norm=colours, aspect="auto", interpolation="nearest")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    shown = np.ma.masked_array(values, missing)
+    return axes.imshow(shown, aspect="auto", interpolation="nearest", **colours)
 
 
 def _head_map(
