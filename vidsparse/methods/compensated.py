@@ -7,7 +7,7 @@ density 0.25 / 0.125). The hard-mask oracle leaves 0.222 / 0.386, compensated 0.
   3 frames 0.054 / 0.094, 5 frames 0.053 / 0.092; of 128 x 128: 1 frame 0.146 / 0.228, 3 frames
   0.095 / 0.155, 5 frames 0.087 / 0.138. Compact in time as in space is what counts most.
 - Key blocks, queries in 128: 128 0.087 / 0.138, 64 0.067 / 0.112, 32 0.059 / 0.100. Each halving
-  doubles the cost of compensation, 0.8 % of dense attention for 128 keys of 75600.
+  doubles the cost of compensation: 1.0 % of dense attention for 128 keys of 75600, 1.8 % for 64.
 - Means: plain 0.056 / 0.093, at one tangent for the head 0.043 / 0.075, at tangents of the queries
   that skip a block 0.042 / 0.072; three plain means per block are worth a head's tangent. A Jensen
   term in the weight of a mean does harm (0.20 for 0.13) with independent channels, and nothing when
