@@ -197,6 +197,13 @@ def sample(transformer: Any, times: list[float]) -> torch.Tensor:
     return x
 
 
+def test_parameters_are_given_as_the_readme_shows(wan: TinyPipeline) -> None:
+    with vidsparse.enabled(wan.pipe, method="svg2", parameters={"compensate": True}) as handle:
+        assert handle.method.compensate
+    with vidsparse.enabled(wan.pipe, "dense", density=1.0) as handle:
+        assert handle.method.name == "dense"
+
+
 def test_explicit_arguments_win_over_the_preset(wan: TinyPipeline, tmp_path: Path) -> None:
     preset = tmp_path / "mine.json"
     parameters = {"density": 0.25}
@@ -226,6 +233,13 @@ def test_explicit_arguments_win_over_the_preset(wan: TinyPipeline, tmp_path: Pat
         ({"preset": "nope"}, "there is no preset file or preset 'nope'"),
         ({"preset": "a", "config": SparseConfig()}, "give either preset= or config="),
         ({"parameters": {"densty": 1}}, "has no parameter 'densty'; did you mean 'density'"),
+        ({"method": "dense", "density": 0.3}, "density=0.3 has no effect on method 'dense'.*leave"),
+        (
+            {"method": "svg2:compensate=true:density=0.2:blocks=[64,64]"},
+            r"in Python: method='svg2', density=0.2, "
+            r"parameters=\{'compensate': True, 'blocks': \[64, 64\]\}$",
+        ),
+        ({"method": "svg2:compensate"}, "'compensate' has no '='"),
         ({"method": Interrupting(), "parameters": {"x": 1}}, "no parameter 'x'; it has density"),
     ],
 )

@@ -338,6 +338,8 @@ BAD = {
         ("generate", "--prompt", "x", "--out", "a.mp4", "--density", "0.3"),
         "needs --method",
     ),
+    "density of dense": (("compare", "--method", "dense", "--density", "0.3"), "leave it out"),
+    "own density of dense": (("compare", "--method", "dense:density=0.3"), "leave it out"),
     "density without a picture": (("profile", "--density", "0.5"), "belong to --heads or --maps"),
     "unknown kernel case": (("bench", "kernels", "--case", "x"), "unknown case 'x'"),
     "unknown bench case": (("bench", "methods", "--case", "x"), "unknown case 'x'"),

@@ -18,7 +18,7 @@ from vidsparse.pipelines.step_cache import enable_step_cache
 from vidsparse.precision import Precision
 from vidsparse.preset_parts import StepCache
 from vidsparse.profiling.recorder import CallRecorder
-from vidsparse.request import check_impl, check_precision
+from vidsparse.request import SparseRequest, check_impl, check_precision, parse_method
 from vidsparse.schedule import DenseSchedule
 
 _P = ParamSpec("_P")
@@ -159,7 +159,8 @@ def enable(
 
     Args:
         pipe_or_transformer: a diffusers pipeline, or its transformer for a hand-written loop.
-        method: name of a method, or one of your own; "svg" by default.
+        method: name of a method, or one of your own; "svg" by default. Parameters go into
+            ``parameters``, not behind the name.
         density: kept share of query-key pairs in (0, 1]; 1 is exact dense attention.
         preset: name or path of a preset; not together with ``config``.
         config: settings as an object.
@@ -170,7 +171,8 @@ def enable(
         precision: "native" (the default), "8bit-sparse" for sparse calls in 8 bits, or "8bit" for
             dense calls too; about 4 % off exact attention and faster on Hopper and Ada.
         record_sites: keep one row per call in ``handle.recorder.rows``.
-        parameters: further fields of the method.
+        parameters: further fields of the method, such as ``{"compensate": True}``; see
+            ``vidsparse methods``.
         force: use a preset although it is for another model.
 
     Returns:
@@ -182,6 +184,8 @@ def enable(
         UnsupportedPipelineError: no model family knows the transformer.
         AlreadyEnabledError: it is enabled already.
     """
+    if isinstance(method, str) and ":" in method:
+        raise _command_line_form(method)
     if preset is not None and config is not None:
         raise UsageError("give either preset= or config=, not both")
     base = SparseConfig.load(preset) if preset is not None else config or SparseConfig()
@@ -242,6 +246,17 @@ def disable(pipe_or_transformer: Any) -> None:
     """
     for attachment in attachments_of(pipe_or_transformer):
         attachment.detach()
+
+
+def _command_line_form(text: str) -> UsageError:
+    """Translate ``name:key=value`` into this function's arguments."""
+    asked = parse_method(text, SparseRequest(label="", method=None))
+    options = [f"method={asked.method!r}"]
+    for name in ("density", "dense_steps", "dense_layers", "precision"):
+        value = getattr(asked, name)
+        options += [] if value is None else [f"{name}={value!r}"]
+    options += [f"parameters={asked.parameters!r}"] if asked.parameters else []
+    return UsageError(f"{text!r} is the command line's form; in Python: {', '.join(options)}")
 
 
 def _method(

@@ -96,6 +96,10 @@ def sparse_requests(names: list[str] | None, shared: "SparseRequest") -> "list[S
         requests = [shared]
     else:
         requests = [parse_method(name, shared) for name in names or ["svg"]]
+        if shared.density is not None and all(one.method == "dense" for one in requests):
+            raise UsageError(
+                f"--density {shared.density} has no effect on method 'dense'; leave it out"
+            )
     for request in requests:
         request.check()
     return requests

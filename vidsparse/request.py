@@ -135,8 +135,12 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
     """
     name, _, tail = text.partition(":")
     pairs = _pairs(text, tail)
-    own = {key: pairs.pop(key) for key in _SHARED if key in pairs}
-    own.update({key: _number(text, key, value) for key, value in own.items()})
+    own: dict[str, Any] = {
+        key: _number(text, key, pairs.pop(key)) for key in _SHARED if key in pairs
+    }
+    if name == "dense":
+        # Beside sparse methods it is the control: what they share does not ask it for anything.
+        own.setdefault("density", None)
     precision = pairs.pop("precision", shared.precision)
     own["precision"] = None if precision is None else check_precision(str(precision))
     return replace(shared, label=text, method=name, parameters=pairs, **own)

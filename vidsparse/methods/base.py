@@ -227,5 +227,5 @@ def check_given(method: SparseMethod, given: Collection[str]) -> None:
     if "density" in given and instead is not None:
         raise UsageError(
             f"density={method.density} has no effect on method {method.name!r} with {instead}; "
-            "give one of the two"
+            f"{'leave it out' if method.name == 'dense' else 'give one of the two'}"
         )

@@ -16,7 +16,7 @@ class Dense(SparseMethod):
     """Leave every call to the pipeline's own attention.
 
     Attributes:
-        density: without effect; every pair is attended to.
+        density: without effect, and refused where it is asked for; every pair is attended to.
     """
 
     name: ClassVar[str] = "dense"
@@ -30,3 +30,7 @@ class Dense(SparseMethod):
     ) -> AttentionPlan | None:
         """Return None: dense."""
         return None
+
+    def instead_of_density(self) -> str | None:
+        """Say that no call is sparse; density 1 is what happens."""
+        return None if self.density == 1 else "every call dense"
