@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidsparse.attention import DenseOp, SparseAttention, dense_attention
+from vidsparse.choices import check_precision
 from vidsparse.errors import UsageError
 from vidsparse.layout import VideoLayout
 from vidsparse.methods.base import SparseMethod
@@ -32,7 +33,6 @@ from vidsparse.profiling.model_shapes import Maker, ModelShape, find_shape
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
 from vidsparse.profiling.timed_calls import FIRST_SPARSE_STEP, NUM_STEPS
-from vidsparse.request import check_precision
 from vidsparse.schedule import DenseSchedule
 
 # One dense step and five sparse ones stand for a run of 50: both searches of AdaSpa fall in them.

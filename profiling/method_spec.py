@@ -1,10 +1,8 @@
 """Methods as they are written on a command line."""
 
-import json
 import re
-from typing import Any
 
-from vidsparse.errors import UsageError
+from vidsparse.method_text import split_method
 from vidsparse.methods.base import SparseMethod, build_method
 
 
@@ -19,15 +17,6 @@ def parse_method(spec: str, density: float) -> SparseMethod:
     Raises:
         UsageError: the name, a field or a value is unknown.
     """
-    name, *options = spec.split(":")
-    parameters: dict[str, Any] = {"density": density}
-    for option in options:
-        field, equals, value = option.partition("=")
-        if not equals:
-            raise UsageError(f"option {option!r} of {spec!r} has no value; write field=value")
-        try:
-            parsed = json.loads(value)
-            parameters[field] = tuple(parsed) if isinstance(parsed, list) else parsed
-        except json.JSONDecodeError:
-            parameters[field] = {"True": True, "False": False}.get(value, value)
-    return build_method(name, parameters)
+    name, given = split_method(spec)
+    parameters = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+    return build_method(name, {"density": density, **parameters})

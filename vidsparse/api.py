@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from vidsparse.attention import SparseAttention
+from vidsparse.choices import check_impl, check_precision
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.fingerprint import check_model
 from vidsparse.kernels.block_sparse_attention import Impl
+from vidsparse.method_text import split_method
 from vidsparse.methods.base import SparseMethod, build_method, check_given
 from vidsparse.pipelines.attach import Attachment, attach, attachments_of
 from vidsparse.pipelines.step_cache import enable_step_cache
 from vidsparse.precision import Precision
 from vidsparse.preset_parts import StepCache
 from vidsparse.profiling.recorder import CallRecorder
-from vidsparse.request import SparseRequest, check_impl, check_precision, parse_method
 from vidsparse.schedule import DenseSchedule
 
 _P = ParamSpec("_P")
@@ -250,12 +251,11 @@ def disable(pipe_or_transformer: Any) -> None:
 
 def _command_line_form(text: str) -> UsageError:
     """Translate ``name:key=value`` into this function's arguments."""
-    asked = parse_method(text, SparseRequest(label="", method=None))
-    options = [f"method={asked.method!r}"]
-    for name in ("density", "dense_steps", "dense_layers", "precision"):
-        value = getattr(asked, name)
-        options += [] if value is None else [f"{name}={value!r}"]
-    options += [f"parameters={asked.parameters!r}"] if asked.parameters else []
+    name, values = split_method(text)
+    arguments = ("density", "dense_steps", "dense_layers", "precision")
+    options = [f"method={name!r}"]
+    options += [f"{key}={values.pop(key)!r}" for key in arguments if key in values]
+    options += [f"parameters={values!r}"] if values else []
     return UsageError(f"{text!r} is the command line's form; in Python: {', '.join(options)}")
 
 

@@ -128,11 +128,11 @@ def model(
     out: Out = None,
 ) -> None:
     """Time denoising steps of a released transformer with random weights, beside dense."""
+    from vidsparse.choices import check_precision
     from vidsparse.loading import pick_device
     from vidsparse.profiling.bench_model import ModelBench, compiler_of
     from vidsparse.profiling.method_spec import parse_method
     from vidsparse.profiling.model_shapes import find_shape
-    from vidsparse.request import check_precision
 
     _check_out(out)
     if not 0 < density < 1:

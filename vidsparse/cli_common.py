@@ -56,7 +56,8 @@ def shared_request(
     force: bool = False,
 ) -> "SparseRequest":
     """Collect the options that hold for every method of a command."""
-    from vidsparse.request import SparseRequest, check_precision, parse_count_or_share
+    from vidsparse.choices import check_precision
+    from vidsparse.request import SparseRequest, parse_count_or_share
 
     return SparseRequest(
         label=Path(preset).stem if preset else "",

@@ -107,8 +107,8 @@ class SparseConfig(Section):
             UsageError: a parameter, the impl or the precision is unknown, a parameter is out of
                 range, bands are not in order, or the method ignores densities and bands were given.
         """
+        from vidsparse.choices import check_impl, check_precision
         from vidsparse.methods.base import build_method
-        from vidsparse.request import check_impl, check_precision
         from vidsparse.schedule import DenseSchedule
 
         check_impl(self.impl)

@@ -1,10 +1,11 @@
 """What the command line asks a method to do: its name, its density, its parameters."""
 
-import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from vidsparse.choices import check_impl, check_precision
 from vidsparse.errors import UsageError
+from vidsparse.method_text import read_value, split_method
 
 if TYPE_CHECKING:
     import torch
@@ -133,8 +134,7 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
     Raises:
         UsageError: a pair has no ``=``, or a key is given twice.
     """
-    name, _, tail = text.partition(":")
-    pairs = _pairs(text, tail)
+    name, pairs = split_method(text)
     own: dict[str, Any] = {
         key: _number(text, key, pairs.pop(key)) for key in _SHARED if key in pairs
     }
@@ -149,32 +149,6 @@ def parse_method(text: str, shared: SparseRequest) -> SparseRequest:
 _SHARED = ("density", "dense_steps", "dense_layers")
 
 
-def check_impl(name: str) -> str:
-    """Return the name of a kernel implementation.
-
-    Raises:
-        UsageError: it is unknown.
-    """
-    from vidsparse.kernels.block_sparse_attention import Impl
-
-    if name not in list(Impl):
-        raise UsageError(f"unknown impl {name!r}; choose one of {', '.join(Impl)}")
-    return name
-
-
-def check_precision(name: str) -> str:
-    """Return the name of a precision.
-
-    Raises:
-        UsageError: it is unknown.
-    """
-    from vidsparse.precision import Precision
-
-    if name not in list(Precision):
-        raise UsageError(f"unknown precision {name!r}; choose one of {', '.join(Precision)}")
-    return name
-
-
 def parse_count_or_share(text: str | None, name: str) -> float | int | None:
     """Read ``3`` as a count and ``0.3`` as a share.
 
@@ -183,35 +157,10 @@ def parse_count_or_share(text: str | None, name: str) -> float | int | None:
     """
     if text is None:
         return None
-    value = _value(text)
+    value = read_value(text)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"{name} {text!r} must be a number: a count (3) or a share (0.2)")
     return value
-
-
-def _pairs(text: str, tail: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for part in filter(None, tail.split(":")):
-        key, value = _pair(text, part)
-        if key in found:
-            raise UsageError(f"method {text!r}: {key} is given twice; give it once")
-        found[key] = value
-    return found
-
-
-def _pair(text: str, part: str) -> tuple[str, Any]:
-    key, equals, value = part.partition("=")
-    if not equals:
-        raise UsageError(f"method {text!r}: {part!r} has no '='; write name:key=value:key=value")
-    return key.strip(), _value(value)
-
-
-def _value(text: str) -> Any:
-    """Read a number, true, false or null as such, anything else as a string."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _number(text: str, key: str, value: Any) -> float | int:

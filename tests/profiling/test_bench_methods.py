@@ -88,7 +88,7 @@ def test_method_options_are_read():
 
 
 def test_method_option_without_value_says_so():
-    with pytest.raises(UsageError, match="write field=value"):
+    with pytest.raises(UsageError, match="write name:key=value"):
         parse_method("svg2:top_p", 0.25)
 
 

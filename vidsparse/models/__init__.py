@@ -72,7 +72,7 @@ def _grid(height: int, width: int, num_frames: int) -> Grid:
 _MODELS = {
     "tiny": ModelInfo(
         name="tiny",
-        description="19.8 M parameter WanPipeline that draws moving shapes, for tests and measuring",
+        description="19.8 M parameter WanPipeline of moving shapes, for tests and measuring",
         grids={
             "cpu": _grid(128, 128, 33),
             "gpu": _grid(192, 192, 61),
