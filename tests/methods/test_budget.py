@@ -126,6 +126,19 @@ def test_the_floor_changes_nothing_where_every_row_has_a_forced_block(kind):
     assert not bool(kept.all())
 
 
+@pytest.mark.parametrize("kind", ["flat", "shared"])
+@pytest.mark.parametrize("shape", [(1, 1, 2, 5), (1, 2, 1, 5), (2, 1, 2, 5), (2, 5), (1, 2, 2, 5)])
+def test_forced_blocks_of_any_shape_that_broadcasts(kind, shape):
+    # As many heads as query blocks and batch rows: numbers of entries alone do not tell them apart.
+    scores, sizes = scores_of(7, 2, 2, 2, 5), (3 * ones(2), 3 * ones(5))
+    forced = scores_of(8, *shape) < 0.3
+    budget = Budget(kind, 0.4)
+    got = budget.select(scores, forced, *sizes, floor=False)
+    expected = budget.select(scores, forced.expand(scores.shape).clone(), *sizes, floor=False)
+    assert torch.equal(got, expected)
+    assert bool(got[forced.expand(got.shape)].all())
+
+
 def test_shared_gives_more_to_heads_that_look_everywhere():
     mass = torch.softmax(scores_of(4, 1, 2, 30, 40) * torch.tensor([0.1, 20.0])[:, None, None], -1)
     kept = shared_top_k(mass.log(), 0.3, 5 * ones(30), 5 * ones(40))

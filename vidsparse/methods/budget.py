@@ -184,7 +184,9 @@ def _shared(
 def _keep(scores: Tensor, pairs: Tensor, targets: Tensor, kept: Tensor) -> Tensor:
     """Keep the best entries of each row of pairs, (R | 1, N), that the scores are cut into."""
     N = pairs.shape[-1]
-    forced = kept if kept.numel() == N else kept.expand(scores.shape)
+    one = kept.numel() == N and kept.shape[-2:] == scores.shape[-2:]
+    shared = one and (kept.ndim < 4 or kept.shape[0] == 1)
+    forced = kept if shared else kept.expand(scores.shape)
     kept = keep_top_weight(scores.reshape(-1, N), pairs, targets, forced.reshape(-1, N))
     return kept.view(scores.shape)
 
