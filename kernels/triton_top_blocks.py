@@ -23,18 +23,23 @@ def _load_keys(scores_ptr, forced_ptr, columns, N, FORCED: tl.constexpr):
     return sort_keys(scores, forced, FORCED)
 
 
-@triton.jit
+# Strides of 0 would be known as multiples of 16, and each thread would take a run of weights; rows
+# of scores that do not begin at such a place would then be read in steps.
+@triton.jit(do_not_specialize=["weight_stride", "forced_stride"])
 def _keep_top_weight_kernel(
     scores_ptr, weights_ptr, targets_ptr, forced_ptr, keep_ptr,
     weight_stride, target_stride, forced_stride, N,
-    BITS: tl.constexpr, FORCED: tl.constexpr, CHUNK: tl.constexpr,
+    BITS: tl.constexpr, FORCED: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """One program keeps the entries of one row."""
     row = tl.program_id(0).to(tl.int64)
     scores_ptr += row * N
     keep_ptr += row * N
-    weights_ptr += row * weight_stride
-    forced_ptr += row * forced_stride
+    weights_at, forced_at = row * weight_stride, row * forced_stride
+    if ALIGNED:
+        weights_at, forced_at = tl.multiple_of(weights_at, 16), tl.multiple_of(forced_at, 16)
+    weights_ptr += weights_at
+    forced_ptr += forced_at
     target = tl.load(targets_ptr + row * target_stride)
     columns = tl.arange(0, CHUNK)
     # The greatest key whose entries and those above weigh the target, two bits per round.
@@ -93,7 +98,7 @@ def keep_top_weight_triton(
         scores, weights, targets, scores if forced is None else forced.view(torch.uint8),
         keep.view(torch.int8), row_stride(weights), row_stride(targets),
         row_stride(forced), N,
-        BITS=8 * scores.element_size(), FORCED=forced is not None, CHUNK=chunk,
-        num_warps=16 if chunk >= 4096 else 4,
+        BITS=8 * scores.element_size(), FORCED=forced is not None, ALIGNED=N % 16 == 0,
+        CHUNK=chunk, num_warps=16 if chunk >= 4096 else 4,
     )  # fmt: skip
     return keep
