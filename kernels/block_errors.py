@@ -68,7 +68,9 @@ def _block_errors_torch(
     q, k, v, k_mean, v_mean = (x.flatten(0, 1).float() for x in (q, k, v, *means[:2]))
     bias = means.log_size.expand(*lead, -1).flatten(0, 1)
     k, v = (_in_blocks(x, block_kv) for x in (k, v))
-    inside = _in_blocks(torch.ones(1, S, 1, device=q.device), block_kv)[..., 0] > 0
+    inside = (
+        _in_blocks(torch.ones(1, S, 1, dtype=torch.float32, device=q.device), block_kv)[..., 0] > 0
+    )
     Nkv = k.shape[1]
     room = _BYTES.get(q.device.type, 1 << 26) // (4 * Nkv * block_q * (2 * D + block_kv))
     heads = max(1, min(len(q), room))

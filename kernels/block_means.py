@@ -82,7 +82,7 @@ def _weighted_means(
     blocks = blocks.expand(k.shape[:3])
     rows = blocks[..., None].expand(k.shape)
     logits = (k.float() * tangents.float().gather(2, rows)).sum(-1) * scale
-    most = torch.full(tangents.shape[:3], -torch.inf, device=k.device)
+    most = torch.full(tangents.shape[:3], -torch.inf, dtype=torch.float32, device=k.device)
     most = most.scatter_reduce(2, blocks, logits, "amax")
     weights = (logits - most.gather(2, blocks)).exp()
     total = torch.zeros_like(most).scatter_add_(2, blocks, weights)

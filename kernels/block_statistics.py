@@ -77,7 +77,7 @@ def block_mass(
         lse = row_lse_triton(q, k, scale) if lse is None else lse
         return _mass_on_gpu(impl, q, k, lse, (block_q, block_kv), scale)
     B, H, Sq, _ = q.shape
-    by_row = torch.empty(B, H, Sq, columns.shape[-1] - 1, device=q.device)
+    by_row = torch.empty(B, H, Sq, columns.shape[-1] - 1, dtype=torch.float32, device=q.device)
     for b in range(B):
         for h in range(H):
             edges = of_head(columns, b, h).long()
@@ -177,7 +177,9 @@ def renew_stale_mass(
     for b, h, block in _true_places(stale):
         rows = slice(block * block_q, (block + 1) * block_q)
         lse[b, h, rows] = torch.logsumexp(q[b, h, rows].float() @ k[b, h].float().mT * scale, -1)
-        weights = torch.empty(*lse[b, h, rows].shape, mass.shape[-1], device=q.device)
+        weights = torch.empty(
+            *lse[b, h, rows].shape, mass.shape[-1], dtype=torch.float32, device=q.device
+        )
         _row_mass(q[b, h, rows], k[b, h], lse[b, h, rows], edges, scale, weights)
         mass[b, h, block] = weights.sum(0)
     return lse, mass
@@ -214,7 +216,7 @@ def _segment_sums(x: Tensor, offsets: Tensor) -> Tensor:
     N = offsets.shape[-1] - 1
     labels = block_of_token(offsets, S).expand(B, H, S)
     # One column per block and one for tokens past the last offset.
-    sums = torch.zeros(B, H, N + 1, D, device=x.device)
+    sums = torch.zeros(B, H, N + 1, D, dtype=torch.float32, device=x.device)
     return sums.scatter_add_(2, labels[..., None].expand(x.shape), x)[:, :, :N]
 
 

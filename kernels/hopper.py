@@ -188,8 +188,9 @@ def attend_gluon(
         return AttentionOutput(out, lse)
     tiles = mask.num_q_blocks * (mask.block_q // (config.groups * _GROUP_ROWS))
     parts = torch.empty(
-        *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS, device=q.device
-    )
+        *q.shape[:2], tiles, mask.num_kv_blocks, config.groups * _GROUP_WARPS,
+        dtype=torch.float32, device=q.device,
+    )  # fmt: skip
     reference = lse if stats_lse is None else stats_lse.contiguous()
     for batch in head_groups(*tensors, reference, parts):
         _launch(batch, mask, scale, config, stats, compensate)

@@ -94,12 +94,12 @@ def block_mass_gluon(
     Skv, size = k.shape[2], max(64, padded_head_size(D))
     config = MASS_CONFIGS[size] if config is None else config
     Nq, Nkv = -(-Sq // block_q), -(-Skv // block_kv)
-    mass = torch.empty(B, H, Nq, Nkv, device=q.device) if out is None else out
+    mass = torch.empty(B, H, Nq, Nkv, dtype=torch.float32, device=q.device) if out is None else out
     part_kv = math.gcd(block_kv, config.tile_kv)
     parts = torch.empty(
         B, H, -(-Sq // (config.groups * _GROUP_ROWS)),
         -(-Skv // config.tile_kv) * (config.tile_kv // part_kv), config.groups * _GROUP_WARPS,
-        device=q.device,
+        dtype=torch.float32, device=q.device,
     )  # fmt: skip
     # Without flags the kernel never touches the last one.
     flags = parts if only is None else only.contiguous().view(torch.uint8)

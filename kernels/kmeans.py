@@ -86,7 +86,7 @@ def _update(x: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     B, H, _, D = x.shape
     K = centroids.shape[2]
     base = torch.arange(B * H, device=x.device).view(B, H, 1) * K
-    sums = torch.zeros(B * H * K, D, device=x.device)
+    sums = torch.zeros(B * H * K, D, dtype=torch.float32, device=x.device)
     sums.index_add_(0, (base + labels).flatten(), x.reshape(-1, D).float())
     sizes = count_labels(labels, K)[..., None]
     means = sums.view(B, H, K, D) / sizes.clamp(min=1)
@@ -96,7 +96,7 @@ def _update(x: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
 def _draw_tokens(x: Tensor, num_clusters: int, seed: int) -> Tensor:
     B, H, S, D = x.shape
     generator = torch.Generator(device=x.device).manual_seed(seed)
-    keys = torch.rand(B, H, S, generator=generator, device=x.device)
+    keys = torch.rand(B, H, S, generator=generator, dtype=torch.float32, device=x.device)
     chosen = keys.argsort(-1)[..., :num_clusters, None]
     return x.gather(2, chosen.expand(-1, -1, -1, D)).float()
 

@@ -68,7 +68,7 @@ def pooled_scores(
     """
     _check(q, k, log_sizes, group, variances)
     if weights is None:
-        weights = torch.ones((), device=q.device).expand(k.shape[:3])
+        weights = torch.ones((), dtype=torch.float32, device=q.device).expand(k.shape[:3])
     if centre is None:
         centre = torch.zeros_like(q[:, :, 0])
     if triton_is_native(q.device) and padded_head_size(q.shape[3]) <= _WIDEST_HEAD:

@@ -113,7 +113,7 @@ def hadamard(P: int, device: torch.device, dtype: torch.dtype = torch.float32) -
 
     The same tensor every time: building it takes longer than rounding the queries.
     """
-    matrix = torch.ones(1, 1, device=device)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
     while len(matrix) < P:
         matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)), 0)
     return matrix.to(dtype)

@@ -107,5 +107,5 @@ def _along_lists(tiles: Tensor, counts: Tensor, lists: Tensor, stat: RunningStat
     values = gaps.amax(1) if stat is RunningStat.MAX else gaps.exp2().sum(1)
     # Column Nkv collects what is not a kept block and is cut off again.
     target = torch.where(kept, lists, Nkv).long()
-    found = torch.full((N, Nkv + 1), empty_value(stat), device=tiles.device)
+    found = torch.full((N, Nkv + 1), empty_value(stat), dtype=torch.float32, device=tiles.device)
     return found.scatter_(-1, target, values)[:, :Nkv]

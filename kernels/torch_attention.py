@@ -140,10 +140,16 @@ def _attend_batch(
     bias = None
     if skipped is not None or int(keys.min()) < longest:
         inside = torch.arange(longest, device=k.device) < keys[:, None]
-        bias = torch.zeros(inside.shape, device=q.device).masked_fill_(~inside, -torch.inf)
+        bias = torch.zeros(inside.shape, dtype=_bias_dtype(q), device=q.device)
+        bias.masked_fill_(~inside, -torch.inf)
     if skipped is not None and bias is not None:
         k, v, bias = _with_means(k, v, bias, skipped)
     return _attend_dense(q, k, v, None if bias is None else bias[:, None], scale)
+
+
+def _bias_dtype(q: Tensor) -> torch.dtype:
+    """Return what SDPA adds to logits of these queries: in float64 it reads no float32."""
+    return torch.promote_types(q.dtype, torch.float32)
 
 
 def _with_means(
@@ -209,7 +215,10 @@ def _attend_ragged_head(
         if skipped is not None:
             means = skipped._replace(bias=skipped.bias[i : i + 1])
             k_rows, v_rows, bias = _with_means(
-                k_rows, v_rows, torch.zeros(1, len(keys), device=q.device), means
+                k_rows,
+                v_rows,
+                torch.zeros(1, len(keys), dtype=_bias_dtype(q), device=q.device),
+                means,
             )
             bias = bias[:, None]
         o, row_lse = _attend_dense(q[None, first:last], k_rows, v_rows, bias, scale)

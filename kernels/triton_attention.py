@@ -331,7 +331,7 @@ def attend_triton(
     parts, stats = lse, stats_kind(stats_lse, running)
     if stats:
         shape = (B, H, tiles, mask.num_kv_blocks, mask.block_kv // config.block_kv)
-        parts = torch.empty(shape, device=q.device)
+        parts = torch.empty(shape, dtype=torch.float32, device=q.device)
     scalar = mask.block_kv % config.block_kv == 0
     tma = [heads_descriptor(x, config.block_kv, PAD_D) if scalar else None for x in (k, v)]
     # A descriptor cannot be chosen by head.

@@ -124,7 +124,7 @@ def block_errors_triton(
     tile_kv = max(16, min(config.block_kv, triton.next_power_of_2(block_kv)))
     tiles = triton.cdiv(block_q, tile_q)
     warps = max(4, config.num_warps * tile_q // config.block_q)
-    squares = torch.empty(B, H, Nq * tiles, Nkv, device=q.device)
+    squares = torch.empty(B, H, Nq * tiles, Nkv, dtype=torch.float32, device=q.device)
     tma = [heads_descriptor(x, tile_kv, PAD_D) for x in (k, v)]
     if None in tma:
         tma = []

@@ -175,7 +175,7 @@ def tangent_means(
     B, H, S, D = k.shape
     N = mask.num_kv_blocks
     k_mean, v_mean = torch.empty(2, B, H, N, -(-D // 8) * 8, dtype=k.dtype, device=k.device)
-    weight = torch.empty(B, H, N, device=k.device)
+    weight = torch.empty(B, H, N, dtype=torch.float32, device=k.device)
     if isinstance(mask, RaggedBlockMask):
         offsets, block_kv = mask.kv_offsets.contiguous(), 0
     else:
@@ -312,7 +312,7 @@ def mean_tiles(
     lead = kept.shape[:2]
     if isinstance(mask, RaggedBlockMask):
         lead = torch.broadcast_shapes(lead, mask.kv_offsets.shape[:2])
-    bias = torch.empty(*lead, mask.num_q_blocks, padded, device=k.device)
+    bias = torch.empty(*lead, mask.num_q_blocks, padded, dtype=torch.float32, device=k.device)
     num_means = torch.empty(*lead, mask.num_q_blocks, dtype=torch.int32, device=k.device)
     chunk = min(_CHUNK, triton.next_power_of_2(padded))
     if isinstance(mask, RaggedBlockMask):

@@ -157,7 +157,7 @@ def round_centroids(centroids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     B, H, K, D = centroids.shape
     padded, PAD_D = triton.cdiv(K, 256) * 256, padded_head_size(D)
     rounded = torch.empty_like(centroids, dtype=dtype)
-    half_norms = torch.empty(B, H, padded, device=centroids.device)
+    half_norms = torch.empty(B, H, padded, dtype=torch.float32, device=centroids.device)
     _round_centroids_kernel[(padded // 32, B * H)](
         centroids, rounded, half_norms, K, padded, D, CLUSTERS=32, PAD_D=PAD_D, EVEN_D=PAD_D == D
     )

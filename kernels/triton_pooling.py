@@ -121,7 +121,7 @@ def permute_and_pool_triton(
     means = torch.empty(B, H, N, D, dtype=dtype, device=x.device)
     spread = None
     if variances == "total":
-        spread = torch.empty(B, H, N, device=x.device)
+        spread = torch.empty(B, H, N, dtype=torch.float32, device=x.device)
     elif variances == "channels":
         spread = torch.empty_like(means)
     rows = max(unit, _MOVED_ROWS)

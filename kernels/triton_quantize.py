@@ -149,8 +149,10 @@ def quantize_qkv_triton(
     blocks, padded = triton.cdiv(S, block_kv), triton.cdiv(S, PADDED_KEYS) * PADDED_KEYS
     q8, k8 = (torch.empty(B, H, n, P, dtype=torch.int8, device=q.device) for n in (Sq, S))
     v8 = torch.empty(B, H, D, padded, dtype=torch.float8_e4m3fn, device=q.device)
-    q_scale, lse_shift = (torch.empty(B, H, Sq, device=q.device) for _ in range(2))
-    k_scale = torch.empty(B, H, blocks, device=q.device)
+    q_scale, lse_shift = (
+        torch.empty(B, H, Sq, dtype=torch.float32, device=q.device) for _ in range(2)
+    )
+    k_scale = torch.empty(B, H, blocks, dtype=torch.float32, device=q.device)
     _round_queries_kernel[(triton.cdiv(Sq, _ROWS * _STEPS), B * H)](
         q, mean, signs, q8, q_scale, lse_shift, *q.stride()[:3], H, Sq, D, scale,
         # The rotation is its own inverse up to a factor P.
@@ -172,8 +174,8 @@ def _mean_key_and_value_scale(k: Tensor, v: Tensor, P: int) -> tuple[Tensor, Ten
     """Return the mean key (B, H, P) and what one unit of e4m3 stands for (B, H)."""
     B, H, S, D = k.shape
     parts = triton.cdiv(S, _SUM_TOKENS)
-    sums = torch.empty(B, H, parts, P, device=k.device)
-    largest = torch.empty(B, H, parts, device=k.device)
+    sums = torch.empty(B, H, parts, P, dtype=torch.float32, device=k.device)
+    largest = torch.empty(B, H, parts, dtype=torch.float32, device=k.device)
     _sum_kernel[(parts, B * H)](
         k, v, sums, largest, *k.stride()[:3], *v.stride()[:3], H, S, D,
         TOKENS=_SUM_TOKENS, STEP=_SUM_STEP, PAD_D=P, EVEN_D=P == D,

@@ -110,7 +110,7 @@ def attend_ragged_triton(
     B, H, Sq, D = q.shape
     # Offsets that do not cover all queries leave rows that no program writes.
     out = torch.zeros_like(q)
-    lse = torch.full((B, H, Sq), -torch.inf, device=q.device)
+    lse = torch.full((B, H, Sq), -torch.inf, dtype=torch.float32, device=q.device)
     lists = chunk_lists(mask, _CHUNK)
     tiles = query_tiles(mask.q_offsets, Sq, config.block_q)
     PAD_D = padded_head_size(D)

@@ -82,9 +82,9 @@ def attend_sampled_rows_triton(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) ->
     splits = min(-(-_PROGRAMS // (B * H)), -(-S // _LEAST_SPLIT))
     split_keys = triton.cdiv(triton.cdiv(S, splits), _KEYS) * _KEYS
     splits = triton.cdiv(S, split_keys)
-    out = torch.empty(B * H, splits, 3, R, D, device=device)
-    total = torch.empty(B * H, splits, 3, R, device=device)
-    peak = torch.empty(B * H, splits, R, device=device)
+    out = torch.empty(B * H, splits, 3, R, D, dtype=torch.float32, device=device)
+    total = torch.empty(B * H, splits, 3, R, dtype=torch.float32, device=device)
+    peak = torch.empty(B * H, splits, R, dtype=torch.float32, device=device)
     _sampled_rows_kernel[(splits, B * H, triton.cdiv(R, _ROWS))](
         q.contiguous(), k, v, keep.contiguous().view(torch.int8), out, total, peak,
         *k.stride()[:3], *v.stride()[:3], H, R, S, D, R * S, split_keys, D**-0.5 * LOG2_E,

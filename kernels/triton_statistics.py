@@ -106,7 +106,7 @@ def block_mass_triton(
     B, H, Sq, D = q.shape
     Skv, PAD_D = k.shape[2], padded_head_size(D)
     Nq, Nkv = triton.cdiv(Sq, block_q), triton.cdiv(Skv, block_kv)
-    mass = torch.empty(B, H, Nq, Nkv, device=q.device) if out is None else out
+    mass = torch.empty(B, H, Nq, Nkv, dtype=torch.float32, device=q.device) if out is None else out
     tile_kv = max(16, min(widest, triton.next_power_of_2(block_kv)))
     descriptor = heads_descriptor(k, tile_kv, PAD_D) if block_kv % tile_kv == 0 else None
     tile_q = max(16, triton.next_power_of_2(block_q))
@@ -137,7 +137,7 @@ def row_lse_triton(
     """
     B, H, Sq, D = q.shape
     PAD_D, config = padded_head_size(D), triton_config(q.device, D)
-    lse = torch.empty(B, H, Sq, device=q.device) if out is None else out
+    lse = torch.empty(B, H, Sq, dtype=torch.float32, device=q.device) if out is None else out
     flags, block = (None, 1) if only is None else only
     _row_lse_kernel[(triton.cdiv(Sq, config.block_q), B * H)](
         q, k, lse, _flags(flags, lse), *q.stride()[:3], *k.stride()[:3], H, Sq, k.shape[2], D,

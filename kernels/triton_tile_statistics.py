@@ -61,7 +61,7 @@ def dense_stats(parts: Tensor, mask: BlockMask, running: RunningStat | None) -> 
     B, H, tiles, _, size = parts.shape
     Nq, Nkv = mask.num_q_blocks, mask.num_kv_blocks
     empty = 0.0 if running is None else empty_value(running)
-    out = torch.full((B, H, Nq, Nkv), empty, device=parts.device)
+    out = torch.full((B, H, Nq, Nkv), empty, dtype=torch.float32, device=parts.device)
     _collect_kernel[(Nq, B * H)](
         parts, mask.kv_num_blocks, mask.kv_indices, out, *shared_strides(mask.kv_num_blocks),
         H, Nq, Nkv, tiles // Nq, size,

@@ -102,7 +102,7 @@ def _sampled(order: Tensor, block: int, group: int) -> Tensor:
     At the same place of every stretch they could all lie in one row or frame of the blocks.
     """
     S = len(order)
-    index = torch.arange(-(-S // block) * group)
+    index = torch.arange(-(-S // block) * group, device="cpu")
     first = index // group * block + index % group * block // group
     last = index // group * block + (index % group + 1) * block // group
     places = first + (index.double() * _GOLDEN % 1 * (last - first)).long()

@@ -30,11 +30,11 @@ def text_blocks(layout: VideoLayout, partition: Partition) -> Tensor:
 
 def first_frame_blocks(layout: VideoLayout, partition: Partition) -> Tensor:
     """Return (N,) bool, blocks that hold a token of the first frame, in the partition's order."""
-    first = torch.zeros(layout.num_tokens, dtype=torch.bool)
+    first = torch.zeros(layout.num_tokens, dtype=torch.bool, device="cpu")
     first[layout.text_before : layout.text_before + layout.tokens_per_frame] = True
     if partition.order is not None:
         first = first[partition.order.long()]
-    held = torch.zeros(len(partition.offsets) - 1, dtype=torch.bool)
+    held = torch.zeros(len(partition.offsets) - 1, dtype=torch.bool, device="cpu")
     held[partition.block_of_position()[first]] = True
     return held
 

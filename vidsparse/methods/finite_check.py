@@ -28,7 +28,7 @@ class FiniteCheck:
         finite = torch.stack([x.sum().isfinite() for x in tensors]).all()
         if finite.device.type != "cuda":
             return FiniteCheck(site, finite)
-        flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+        flag = torch.empty((), dtype=torch.bool, device="cpu", pin_memory=True)
         flag.copy_(finite, non_blocking=True)
         ready = torch.cuda.Event()
         ready.record()

@@ -93,5 +93,5 @@ def _tiles(
     *,
     full: bool,
 ) -> Tiles:
-    skipped = torch.zeros(kept.shape[:3], device=kept.device)
+    skipped = torch.zeros(kept.shape[:3], dtype=torch.float32, device=kept.device)
     return Tiles(layout, step, blocks, *orders, pack_bits(kept), full, skipped)

@@ -48,7 +48,7 @@ class Partition:
 
 def partition_sizes(sizes: list[int], order: Tensor | None = None) -> Partition:
     """Cut an order into blocks of the given sizes."""
-    offsets = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+    offsets = torch.tensor([0, *sizes], device="cpu").cumsum(0).to(torch.int32)
     equal = all(size == sizes[0] for size in sizes[:-1]) and sizes[-1] <= sizes[0]
     return Partition(offsets, order, sizes[0] if equal else None, sum(sizes))
 
@@ -91,7 +91,7 @@ def strip_order(layout: VideoLayout, strips: int, *, frames: int = 1) -> Tensor:
     Returns:
         (S,) int32, ``order[i]`` is the natural index of the token at position i.
     """
-    axes = [torch.arange(n) for n in layout.grid]
+    axes = [torch.arange(n, device="cpu") for n in layout.grid]
     f, y, x = torch.meshgrid(*axes, indexing="ij")
     strip = y * strips // layout.height
     x = torch.where(strip % 2 == 0, x, layout.width - 1 - x)

@@ -53,6 +53,6 @@ class RandomBlocks(SparseMethod):
         geometry.check(self.density)
         shape = (*q.shape[:2], *geometry.forced.shape)
         generator = site_generator(site, self.seed, q.device)
-        scores = torch.rand(shape, generator=generator, device=q.device)
+        scores = torch.rand(shape, generator=generator, dtype=torch.float32, device=q.device)
         sizes = geometry.q.sizes, geometry.kv.sizes
         return geometry.plan(flat_top_k(scores, self.density, *sizes, forced=geometry.forced))
