@@ -139,6 +139,20 @@ def test_half_written_clips_and_other_settings_are_made_again(pipe: Any, tmp_pat
     assert set(seen) == {"random, seed 3", "dense, seed 3"}
 
 
+def test_an_edited_preset_makes_its_clips_again(pipe: Any, tmp_path: Path) -> None:
+    file, clips, made = tmp_path / "mine.toml", FolderClips(tmp_path / "out"), []
+    one = Contender("mine", pipe, SparseRequest("mine", None, preset=str(file)))
+    for density, note in ((0.9, "a"), (0.9, "b"), (0.3, "b")):
+        parameters = {"density": density}
+        SparseConfig(method="random", parameters=parameters, dense_steps=0, note=note).save(file)
+        found = compare(Contender("dense", pipe), [one], [Scene("x", 3)], SAMPLING, JUDGES,
+                        clips=clips)  # fmt: skip
+        made.append((found.contenders[0].key, found.rows()[0]["density"]))
+    assert made[0] == made[1]
+    assert made[1] != made[2]
+    assert made[2][1] == pytest.approx(0.3, abs=0.1)
+
+
 def test_a_metric_that_became_available_is_measured_on_kept_clips(
     pipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vidsparse.clips import ClipFacts, Clips, MemoryClips, Scene, SiteDensity, contender_key
+from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.generate import Clip, OnStep, Sampling, sample, warm_up
 from vidsparse.models.content import score_clip
@@ -21,6 +22,9 @@ from vidsparse.scores import Comparison, Record
 from vidsparse.video import to_float, to_uint8
 
 __all__ = ["Comparison", "Contender", "Progress", "Scene", "compare"]
+
+# Keys of a preset that change no clip.
+_FOR_PEOPLE = ("status", "note", "measured")
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,23 @@ class _Run:
     on_progress: OnProgress | None
     missing: int = 0
     started: int = 0
-    records: dict[str, Record] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
 
     def key(self, contender: Contender) -> str:
-        request = None if contender.request is None else asdict(contender.request)
-        return contender_key(
-            contender.label, {**self.settings, "label": contender.label, "request": request}
-        )
+        """Return a contender's name among the kept clips; presets are read once a run."""
+        if id(contender) not in self.keys:
+            asked = {"label": contender.label, "request": _deciding(contender.request)}
+            self.keys[id(contender)] = contender_key(contender.label, {**self.settings, **asked})
+        return self.keys[id(contender)]
+
+
+def _deciding(request: SparseRequest | None) -> dict[str, Any] | None:
+    """Return what decides a request's clips: of its preset the settings, not the file's name."""
+    if request is None or request.preset is None:
+        return None if request is None else asdict(request)
+    settings = SparseConfig.load(request.preset).as_dict()
+    kept = {key: value for key, value in settings.items() if key not in _FOR_PEOPLE}
+    return {**asdict(request), "preset": kept}
 
 
 def compare(
