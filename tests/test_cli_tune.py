@@ -10,6 +10,7 @@ from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.pipelines import testing
 from vidsparse.tuning.cost import Cost
+from vidsparse.tuning.journal import Journal
 from vidsparse.tuning.prompts import GENERAL, scenes_for, scenes_to_measure
 
 SIZE = ("--height", "192", "--width", "192", "--num-frames", "9", "--steps", "4")
@@ -93,7 +94,8 @@ def test_dry_run_counts_the_caches_that_are_tried(model, tmp_path, monkeypatch):
     assert told == [3, 0]
 
 
-def test_tune_writes_a_preset_for_this_model(model, tmp_path):
+def test_tune_writes_a_preset_for_this_model(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidsparse.tuning.report.commit", lambda: "x")
     out = tmp_path / "tune"
     common = ("--model", model, *SIZE, "--clips", 1, "--held-out", 1, "--method", "draft")
     options = (*common, "--no-caches", "--floor", "none", "--out", out, "--json")
@@ -113,6 +115,37 @@ def test_tune_writes_a_preset_for_this_model(model, tmp_path):
     assert again["outcomes"] == first["outcomes"]
     with pytest.raises(UsageError, match="holds a search with another target"):
         run("--min-psnr", 31, *options)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"versions": {"vidsparse": "0"}}, "versions"), ({"commit": "another"}, "commit")],
+)
+def test_results_of_another_version_are_refused(model, tmp_path, monkeypatch, change, named):
+    options = ("--model", model, *SIZE, "--min-psnr", 30, "--method", "draft", "--out", tmp_path)
+    asked: list[dict[str, object]] = []
+
+    def stop(folder, header):
+        asked.append(header)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("vidsparse.tuning.journal.Journal", stop)
+    with pytest.raises(UsageError, match="enough"):
+        run(*options, "--floor", "none")
+    (header,) = asked
+    Journal(tmp_path, header)
+    with pytest.raises(UsageError, match=f"another {named}; choose"):
+        Journal(tmp_path, header | change)
+
+
+def test_scenes_tuned_on_and_held_out_are_told_apart(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidsparse.tuning.report.commit", lambda: "x")
+    monkeypatch.setattr("vidsparse.tuning.tune.Search.run", lambda search: 1 / 0)
+    options = ("--model", model, *SIZE, "--min-psnr", 30, "--floor", "none", "--out", tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        run(*options, "--clips", 2, "--held-out", 4)
+    with pytest.raises(UsageError, match="another held_out, tuning; choose another --out"):
+        run(*options, "--clips", 3, "--held-out", 3)
 
 
 def test_a_file_of_prompts_is_measured_whole(tmp_path):

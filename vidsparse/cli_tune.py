@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vidsparse.generate import Sampling
     from vidsparse.tuning.lab import PipelineLab
     from vidsparse.tuning.report import TuneReport
+    from vidsparse.tuning.settings import TuneSettings
     from vidsparse.tuning.target import Target
 
 _PRESET = "preset.toml"
@@ -149,6 +150,7 @@ def _lab(
     lab = PipelineLab(pipe, sampling, lpips, folder=out)
     if other is not None:
         lab.floor_pipe, lab.floor_context = other.pipe, other.context
+        lab.floor_name = other.label
     return lab
 
 
@@ -158,7 +160,6 @@ def _run(
     from functools import partial
 
     from vidsparse.fingerprint import model_of
-    from vidsparse.profiling.environment import device_name
     from vidsparse.tuning.journal import Journal
     from vidsparse.tuning.report import facts_of, finish
     from vidsparse.tuning.settings import CACHES, TuneSettings
@@ -176,24 +177,13 @@ def _run(
         seconds=None if request.minutes is None else request.minutes * 60,
     )
     identity = model_of(lab.pipe)
-    header = {
-        "model": model,
-        "fingerprint": identity.model_dump(),
-        "target": asdict(request.target),
-        "scenes": [asdict(scene) for scene in (*request.tuning, *request.held_out)],
-        "sampling": lab.sampling.arguments(),
-        "methods": request.methods,
-        "caches": list(caches),
-        "eight_bit": request.eight_bit,
-        "keep": request.keep,
-        "max_time": request.minutes,
-        "device": device_name(lab.pipe.device),
-        "dtype": str(lab.pipe.transformer.dtype),
-    }
-    journal = Journal(out, header)
-    search = Search(lab, journal, settings, say=say)
-    search.run()
     facts = facts_of(lab.pipe, lab.sampling)
+    header = _header(lab, request, settings)
+    header |= {"model": model, "fingerprint": identity.model_dump()}
+    # The preset claims that what runs now measured it.
+    header |= {"versions": facts["versions"], "commit": facts["commit"]}
+    search = Search(lab, Journal(out, header), settings, say=say)
+    search.run()
     return finish(
         search,
         request.held_out,
@@ -202,6 +192,25 @@ def _run(
         defaults=request.defaults,
         on_preset=partial(_save_preset, out=out),
     )
+
+
+def _header(lab: "PipelineLab", request: _Request, settings: "TuneSettings") -> dict[str, Any]:
+    """Return what decides what results mean; a journal of other values is another search's."""
+    from vidsparse.profiling.environment import device_name
+
+    return {
+        "target": asdict(request.target),
+        "tuning": [asdict(scene) for scene in request.tuning],
+        "held_out": [asdict(scene) for scene in request.held_out],
+        "sampling": lab.sampling.arguments(),
+        "methods": request.methods,
+        "caches": list(settings.caches),
+        "eight_bit": request.eight_bit,
+        "keep": request.keep,
+        "max_time": request.minutes,
+        "device": device_name(lab.pipe.device),
+        "dtype": str(lab.pipe.transformer.dtype),
+    }
 
 
 def _save_preset(preset: "SparseConfig", out: Path) -> None:

@@ -49,6 +49,7 @@ class FakeLab:
 
     cache_psnr: float = 20.0
     gap: float = 0.0
+    floor_name: str = "fake"
     log: list[str] = field(default_factory=list)
 
     def dense(self, scene) -> float:

@@ -24,6 +24,7 @@ from vidsparse.tuning.lab import never
 from vidsparse.tuning.report import finish
 from vidsparse.tuning.search import WORTHWHILE, Best, Outcome
 from vidsparse.tuning.settings import TuneSettings
+from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import EQUAL_TIME, Validator, choose, denser
@@ -261,6 +262,36 @@ def test_journal_of_another_search_is_refused(tmp_path):
     Journal(tmp_path, {"target": 28, "model": "tiny"})
     with pytest.raises(UsageError, match="holds a search with another target; choose another"):
         Journal(tmp_path, {"target": 30, "model": "tiny"})
+
+
+def test_another_floor_is_measured_anew(tmp_path):
+    class NoFloor(FakeLab):
+        def floor(self, scene):
+            return None
+
+    def floor(lab):
+        journal = Journal(tmp_path, {})
+        return Validator(lab, journal, HELD_OUT, Target(min_psnr=1), SpeedModel(1, 1, ())).floor()
+
+    assert floor(NoFloor(floor_name="none")) is None
+    assert floor(FakeLab()) == 45
+
+
+def test_held_out_clips_of_another_split_are_made_anew(tmp_path):
+    def labs_log(scenes):
+        lab = FakeLab()
+        draft = Candidate("x", SparseConfig(method="draft", parameters={"density": 0.3}))
+        journal = Journal(tmp_path, {})
+        Validator(lab, journal, scenes, Target(min_psnr=1), SpeedModel(1, 1, ())).of(draft)
+        return lab.log
+
+    assert labs_log(HELD_OUT[:2]) == [
+        "dense 100",
+        "trial draft 100",
+        "dense 101",
+        "trial draft 101",
+    ]
+    assert labs_log(HELD_OUT[1:]) == ["dense 102", "trial draft 102"]
 
 
 def test_damaged_journal_names_the_line(tmp_path):

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vidsparse.clips import Scene
 from vidsparse.errors import UsageError
 from vidsparse.files import check_file_name, json_text
 
 _FILE = "journal.jsonl"
+
+
+def clip_key(scene: Scene) -> str:
+    """Name a scene in keys: another number of clips gives its place in a list to others."""
+    return f"{scene.seed} {scene.prompt}"
 
 
 class Journal:

@@ -117,6 +117,7 @@ class PipelineLab:
         clock: takes times.
         floor_pipe: generates the dense clips of the floor; None for no floor.
         floor_context: entered around them.
+        floor_name: names what makes them differ.
         on_clip: told what is generated.
     """
 
@@ -127,6 +128,7 @@ class PipelineLab:
     clock: LabClock = field(default_factory=DeviceClock)
     floor_pipe: Any = None
     floor_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    floor_name: str = "none"
     on_clip: Callable[[str], None] = lambda text: None
     generations: int = 0
     _references: References = field(init=False)

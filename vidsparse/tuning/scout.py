@@ -12,7 +12,7 @@ from vidsparse.errors import UsageError
 from vidsparse.profiling.dense_run import ObservedAttention
 from vidsparse.tuning.candidates import Candidate, Variant, variants_of, warm_up_sigma
 from vidsparse.tuning.errors import OutputError, PlanErrors, as_rows, from_rows, mean_errors
-from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.journal import Journal, clip_key
 from vidsparse.tuning.lab import Trial
 from vidsparse.tuning.settings import Lab, TuneSettings, trial_or_refusal
 from vidsparse.tuning.speed import SHORT_STEPS, SpeedModel, StepTimes, time_variant, variant_key
@@ -115,8 +115,8 @@ class Scout:
 
     def _references(self) -> float:
         seconds = [
-            self.journal.once(f"dense {index}", partial(self.lab.dense, scene))
-            for index, scene in enumerate(self.settings.tuning)
+            self.journal.once(f"dense {clip_key(scene)}", partial(self.lab.dense, scene))
+            for scene in self.settings.tuning
         ]
         self.say(f"dense: {fmean(seconds):.2f} s of denoising a clip")
         return fmean(seconds)
@@ -227,9 +227,9 @@ class Scout:
                 self._speed().learn(candidate, seconds)
 
     def _clip(self, candidate: Candidate, scene: Scene) -> Trial:
-        index = self.settings.tuning.index(scene)
         make = partial(trial_or_refusal, self.lab, candidate.config, scene)
-        trial = Trial.from_dict(self.journal.once(f"screen {candidate.key} {index}", make))
+        key = f"screen {candidate.key} {clip_key(scene)}"
+        trial = Trial.from_dict(self.journal.once(key, make))
         if trial.refused is not None:
             self.skipped[f"{candidate.label} at density {candidate.density:g}"] = trial.refused
         return trial

@@ -19,6 +19,8 @@ CACHES = ("first_block", "taylorseer")
 class Lab(Protocol):
     """Where candidates are generated; ``PipelineLab`` is one."""
 
+    floor_name: str
+
     def dense(self, scene: Scene) -> float:
         """Generate a reference; return its seconds."""
 

@@ -20,7 +20,7 @@ from vidsparse.tuning.candidates import (
     warm_up_sigma,
 )
 from vidsparse.tuning.errors import OutputError, PlanErrors, from_rows
-from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.journal import Journal, clip_key
 from vidsparse.tuning.lab import Doomed, Trial
 from vidsparse.tuning.scout import Scout
 from vidsparse.tuning.search import Best, Outcome, search_arm
@@ -140,7 +140,7 @@ class Search:
     def _trial(self, candidate: Candidate, index: int) -> Trial:
         scene, doomed = self.settings.tuning[index], self._doomed(candidate, index)
         values = self.journal.once(
-            f"trial {candidate.key} {index}",
+            f"trial {candidate.key} {clip_key(scene)}",
             partial(trial_or_refusal, self.lab, candidate.config, scene, doomed),
         )
         trial = Trial.from_dict(values)

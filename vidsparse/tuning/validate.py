@@ -13,7 +13,7 @@ from vidsparse.errors import UsageError
 from vidsparse.preset_parts import Measured, ModelId
 from vidsparse.quality import Interval, bootstrap_mean
 from vidsparse.tuning.candidates import Candidate, Variant
-from vidsparse.tuning.journal import Journal
+from vidsparse.tuning.journal import Journal, clip_key
 from vidsparse.tuning.lab import Trial
 from vidsparse.tuning.search import Outcome, time_of
 from vidsparse.tuning.settings import Lab
@@ -118,31 +118,30 @@ class Validator:
                 times: those of dense clips are from another hour.
         """
         dense, trials, others = [], [], []
-        for index, scene in enumerate(self.scenes):
-            dense.append(
-                self.journal.once(f"held-out dense {index}", partial(self.lab.dense, scene))
-            )
-            trials.append(self._trial(candidate, index, scene))
+        for scene in self.scenes:
+            key = f"held-out dense {clip_key(scene)}"
+            dense.append(self.journal.once(key, partial(self.lab.dense, scene)))
+            trials.append(self._trial(candidate, scene))
             if beside is not None:
-                others.append(self._seconds_beside(candidate, beside.candidate, index, scene))
+                others.append(self._seconds_beside(candidate, beside.candidate, scene))
         found = self._summary(candidate, dense, trials)
         if beside is None:
             return found
         seconds = sum(trial.seconds or 0.0 for trial in trials)
         return replace(found, speedup=beside.speedup * sum(others) / seconds)
 
-    def _seconds_beside(
-        self, candidate: Candidate, other: Candidate, index: int, scene: Scene
-    ) -> float:
-        key = f"beside {candidate.key} {other.key} {index}"
+    def _seconds_beside(self, candidate: Candidate, other: Candidate, scene: Scene) -> float:
+        key = f"beside {candidate.key} {other.key} {clip_key(scene)}"
         seconds: float = self.journal.once(key, lambda: self.lab.trial(other.config, scene).seconds)
         return seconds
 
     def floor(self) -> float | None:
         """Return the mean PSNR between dense clips that differ in rounding only, in dB."""
+        # A search that goes on may be given another floor.
+        name = f"floor {self.lab.floor_name}"
         found = [
-            self.journal.once(f"floor {index}", partial(self._floor_of, scene))
-            for index, scene in enumerate(self.scenes)
+            self.journal.once(f"{name} {clip_key(scene)}", partial(self._floor_of, scene))
+            for scene in self.scenes
         ]
         known = [value for value in found if value is not None]
         return fmean(known) if known else None
@@ -151,9 +150,10 @@ class Validator:
         scores = self.lab.floor(scene)
         return None if scores is None else scores.psnr
 
-    def _trial(self, candidate: Candidate, index: int, scene: Scene) -> Trial:
+    def _trial(self, candidate: Candidate, scene: Scene) -> Trial:
         make = lambda: self.lab.trial(candidate.config, scene).as_dict()  # noqa: E731
-        return Trial.from_dict(self.journal.once(f"held-out {candidate.key} {index}", make))
+        key = f"held-out {candidate.key} {clip_key(scene)}"
+        return Trial.from_dict(self.journal.once(key, make))
 
     def _summary(
         self, candidate: Candidate, dense: Sequence[float], trials: Sequence[Trial]
