@@ -92,14 +92,19 @@ class Attachment:
         self, outer: nn.Module, running: AttachedTransformer, pipeline: Callable[[], Any]
     ) -> None:
         signature = _signature(running.family, _unwrap(outer))
+        attached = weakref.ref(outer)
 
+        # A copied module keeps the hooks, but not the processors: its forwards are not ours.
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is not attached():
+                return
             self._check_processors()
             inputs = signature.bind_partial(None, *args, **kwargs).arguments
             running.begin_forward(_unwrap(module), inputs, pipeline())
 
         def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            running.end_forward()
+            if module is attached():
+                running.end_forward()
 
         # A model compiled in place has its hooks traced too; these must run as they are.
         begin, end = torch.compiler.disable(begin), torch.compiler.disable(end)

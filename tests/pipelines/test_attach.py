@@ -220,6 +220,19 @@ def test_copy_of_an_attached_pipeline_is_not_attached(spy: Any) -> None:
     attachment.detach()
 
 
+def test_copy_of_an_attached_transformer_moves_no_step(spy: Any) -> None:
+    transformer = testing.wan_transformer()
+    attachment = attach(transformer, spy)
+    other = copy.deepcopy(transformer)
+    forward(transformer, 900.0)
+    forward(other, 950.0)
+    forward(transformer, 500.0)
+    attachment.detach()
+    forward(other, 950.0)
+    assert spy.places == [(0, 0, 0), (0, 1, 0)]
+    assert attachment.tracker.generation == 0
+
+
 def test_dropping_the_pipeline_frees_it_at_once(spy: Any) -> None:
     transformer = testing.wan_transformer()
     gc.collect()
