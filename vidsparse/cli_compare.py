@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vidsparse.generate import Sampling
     from vidsparse.request import SparseRequest
 
+# Packages that make clips; others only measure them.
+_DECIDING = ("vidsparse", "torch", "triton", "diffusers", "transformers")
+
 
 def compare(
     method: Annotated[
@@ -167,7 +170,7 @@ def _make(
                 judges,
                 floor=floor,
                 clips=Forgetful(clips) if fresh else clips,
-                settings=_settings(meta),
+                settings=_settings(meta, dense.pipe),
                 on_progress=tell,
             )
     except KeyboardInterrupt:
@@ -175,11 +178,17 @@ def _make(
         raise
 
 
-def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+def _settings(meta: dict[str, Any], pipe: Any) -> dict[str, Any]:
     """Return what decides a clip and its time besides the method: clips differ where it does."""
+    from vidsparse.fingerprint import model_of
+
     names = ("model", "dtype", "sampling", "device", "torch")
-    commit = (meta["commit"] or "").removesuffix("+changes")
-    return {**{name: meta[name] for name in names}, "commit": commit}
+    return {
+        **{name: meta[name] for name in names},
+        "commit": (meta["commit"] or "").removesuffix("+changes"),
+        "versions": {name: meta["versions"].get(name) for name in _DECIDING},
+        "fingerprint": model_of(pipe).model_dump(),
+    }
 
 
 def _can_judge(model: str, scenes: "list[Scene]") -> bool:
