@@ -1,10 +1,11 @@
 """What happens at run time when an attached self-attention is called."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vidsparse.errors import UsageError
@@ -82,10 +83,11 @@ class AttachedTransformer:
         """Note where the generation stands and how this forward's tokens lie."""
         _check_known(transformer, self.family, inputs)
         self.tracker.begin_forward(inputs.get("timestep"), self._clock(pipeline))
-        self.layout = self.family.layout(transformer, inputs)
-        self.text_order = self.family.text_order(inputs)
-        self.dense_reason = self.family.dense_reason(inputs) or perturbation(transformer)
         self.rows = len(inputs["hidden_states"])
+        self.layout = _for_rows(self.family.layout(transformer, inputs), self.rows)
+        order = self.family.text_order(inputs)
+        self.text_order = None if order is None else order.expand(self.rows, -1)
+        self.dense_reason = self.family.dense_reason(inputs) or perturbation(transformer)
         self.forwards += 1
         if self._grid not in (None, self.layout.grid):
             self.attention.reset()
@@ -126,6 +128,16 @@ class AttachedLayer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend through the attached callable: (B, S, H, D) in, contiguous (B, S, H, D) out."""
+        kind = q.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._attend_as_given(q, k, v, mask)
+        # As autocast does to dense attention; within it planning would lose its float32.
+        dtype = torch.get_autocast_dtype(kind)
+        q, k, v = (x if x.dtype is torch.float64 else x.to(dtype) for x in (q, k, v))
+        with torch.autocast(kind, enabled=False):
+            return self._attend_as_given(q, k, v, mask)
+
+    def _attend_as_given(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         running = self.transformer
         layout, site = self._layout(q.shape[1]), self._site(q.shape[0])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -208,6 +220,18 @@ def _check_known(transformer: Any, family: ModelFamily, inputs: dict[str, Any]) 
                 f"{name!r}, which vidsparse does not know and which may move tokens; call "
                 "handle.disable() for this run"
             )
+
+
+def _for_rows(layout: VideoLayout, rows: int) -> VideoLayout:
+    """Let one text serve all rows, as the transformers' own broadcasting does."""
+    if layout.text_valid is None or len(layout.text_valid) == rows:
+        return layout
+    if len(layout.text_valid) > 1:
+        raise UsageError(
+            f"a batch of {rows} came with the masks of {len(layout.text_valid)} texts; give one "
+            "text for all, or one each"
+        )
+    return replace(layout, text_valid=layout.text_valid * rows)
 
 
 def _unexplained(mask: Tensor | None, layout: VideoLayout) -> str | None:

@@ -203,8 +203,12 @@ class SparseAttention:
             (B, H, S, D), dtype of ``q``.
 
         Raises:
-            ValueError: S is not what the layout says.
+            ValueError: S or B is not what the layout says.
         """
+        if layout.text_valid is not None and len(layout.text_valid) != len(q):
+            raise ValueError(
+                f"{site}: q has {len(q)} rows, but the layout {len(layout.text_valid)}: {layout}"
+            )
         if q.shape[2] != layout.num_tokens or k.shape[2] != layout.num_tokens:
             raise ValueError(
                 f"{site}: q has {q.shape[2]} and k has {k.shape[2]} tokens, "
