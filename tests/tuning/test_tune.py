@@ -454,6 +454,55 @@ class SlowWhenHeldOut(FakeLab):
         return dataclasses.replace(made, seconds=5 * made.seconds)
 
 
+class _BrokenLab(FakeLab):
+    """The second held-out clip cannot be made at small densities."""
+
+    least = 0.0
+
+    def trial(self, config, scene, *given):
+        if scene == HELD_OUT[1] and config.build()[0].density <= self.least:
+            raise UsageError("the clip holds NaN")
+        return super().trial(config, scene, *given)
+
+
+def test_settings_that_cannot_make_a_held_out_clip_are_a_miss(tmp_path):
+    fastest = report(FakeLab(), allocate=False).preset
+    lab = _BrokenLab()
+    lab.least = fastest.parameters["density"]
+    for _ in range(2):
+        made = report(lab, allocate=False, folder=tmp_path)
+        assert made.preset.status == "measured"
+        assert made.preset.parameters["density"] > lab.least
+        assert "on a held-out clip: the clip holds NaN" in made.skipped.values()
+
+
+def test_nothing_that_makes_held_out_clips_leaves_dense_with_the_reason():
+    lab = _BrokenLab()
+    lab.least = 1.0
+    made = report(lab, allocate=False)
+    assert made.preset.method == "dense"
+    assert "(skipped on a held-out clip: the clip holds NaN)" in made.lines()[0]
+
+
+def test_a_method_that_cannot_be_timed_is_skipped():
+    class Lab(FakeLab):
+        refused = ("draft",)
+
+        def short(self, config, steps, scene):
+            if config is not None and config.method in self.refused:
+                raise UsageError("cannot run here")
+            return super().short(config, steps, scene)
+
+    found = search(Lab())
+    assert found.run().outcome.candidate.config.method == "svg2"
+    assert found.skipped["draft"] == "cannot run here"
+    with (
+        patch.object(Lab, "refused", METHODS),
+        pytest.raises(UsageError, match="no sparse method can run .* cannot run here"),
+    ):
+        search(Lab()).run()
+
+
 def test_settings_that_the_method_refuses_are_not_proposed():
     def at(density):
         parameters = {"density": density, "heads": "adaptive"}

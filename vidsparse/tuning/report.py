@@ -109,7 +109,8 @@ class TuneReport:
             return dense
         speed = self.dense_seconds / (nearest.seconds or self.dense_seconds)
         label = nearest.candidate.label
-        return f"{dense}. The nearest is {label}: {nearest.scores} at {speed:.2f}x"
+        why = f" (skipped {self.skipped[label]})" if label in self.skipped else ""
+        return f"{dense}. The nearest is {label}: {nearest.scores} at {speed:.2f}x{why}"
 
     def _against(self, row: Validation) -> dict[str, Any]:
         """Return a row with the paired gain of the tuned preset over it."""

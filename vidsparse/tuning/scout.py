@@ -72,10 +72,11 @@ class Scout:
         dense_seconds = self._references()
         ranked = self._ranked(self._statistics())
         self._time_dense(dense_seconds)
-        for variant in ranked:
-            self.time(variant)
+        timed = [variant for variant in ranked if self._can_be_timed(variant)]
+        if not timed:
+            raise self._nothing_runs()
         best: dict[str, Variant] = {}
-        for variant in self._screened(ranked):
+        for variant in self._screened(timed):
             best.setdefault(variant.method, variant)
         return list(best.values())[: self.settings.keep]
 
@@ -95,6 +96,19 @@ class Scout:
                 f"speed: {variant.label} at density {density:g} takes {', '.join(parts)} of a "
                 "dense step"
             )
+
+    def _can_be_timed(self, variant: Variant) -> bool:
+        try:
+            self.time(variant)
+        except UsageError as error:
+            self.skipped[variant.label] = str(error)
+            self.say(f"speed: {variant.label} is skipped: {error}")
+            return False
+        return True
+
+    def _nothing_runs(self) -> UsageError:
+        reasons = "; ".join(sorted(set(self.skipped.values())))
+        return UsageError(f"no sparse method can run on this model at this size: {reasons[:300]}")
 
     def observed(self, looker: PlanErrors, look_at: Sequence[float]) -> dict[str, Any]:
         """Show one dense generation to a looker; JSON values of what was found."""
@@ -137,10 +151,7 @@ class Scout:
         self._note_densities(by_density)
         errors = _comparable(by_density, {label: v.method for label, v in known.items()})
         if not errors:
-            reasons = "; ".join(sorted(set(self.skipped.values())))
-            raise UsageError(
-                f"no sparse method can run on this model at this size: {reasons[:300]}"
-            )
+            raise self._nothing_runs()
         self.ranking = sorted(errors.items(), key=lambda row: row[1])
         best: dict[str, Variant] = {}
         for label, _ in self.ranking:

@@ -16,7 +16,7 @@ from vidsparse.tuning.candidates import Candidate, Variant
 from vidsparse.tuning.journal import Journal, clip_key
 from vidsparse.tuning.lab import Trial
 from vidsparse.tuning.search import Outcome, time_of
-from vidsparse.tuning.settings import Lab
+from vidsparse.tuning.settings import Lab, trial_or_refusal
 from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores, Target
 from vidsparse.tuning.tune import Search
@@ -91,6 +91,10 @@ class Validation:
         }
 
 
+class RefusedError(UsageError):
+    """A held-out clip cannot be generated with some settings."""
+
+
 @dataclass
 class Validator:
     """Runs settings on held-out scenes; dense clips are made once.
@@ -116,6 +120,9 @@ class Validator:
             candidate: the settings.
             beside: a preset whose clips are generated once more in turns with these, to compare
                 times: those of dense clips are from another hour.
+
+        Raises:
+            RefusedError: a clip cannot be generated with the settings.
         """
         dense, trials, others = [], [], []
         for scene in self.scenes:
@@ -151,9 +158,12 @@ class Validator:
         return None if scores is None else scores.psnr
 
     def _trial(self, candidate: Candidate, scene: Scene) -> Trial:
-        make = lambda: self.lab.trial(candidate.config, scene).as_dict()  # noqa: E731
+        make = partial(trial_or_refusal, self.lab, candidate.config, scene)
         key = f"held-out {candidate.key} {clip_key(scene)}"
-        return Trial.from_dict(self.journal.once(key, make))
+        trial = Trial.from_dict(self.journal.once(key, make))
+        if trial.refused is not None:
+            raise RefusedError(trial.refused)
+        return trial
 
     def _summary(
         self, candidate: Candidate, dense: Sequence[float], trials: Sequence[Trial]
@@ -181,7 +191,8 @@ class Validator:
 def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Validation]:
     """Validate the fastest outcome; where it misses on held-out scenes, other settings.
 
-    Where quality was missing they are safer ones, where speed was the next in order.
+    Where quality was missing they are safer ones, where speed was the next in order. Settings
+    that cannot make a held-out clip are skipped.
 
     Args:
         search: finished.
@@ -198,17 +209,29 @@ def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Valid
     done: list[Validation] = []
     candidate = queue[0].candidate if queue else None
     while candidate is not None and len(done) < most:
-        done.append(validator.of(candidate))
-        search.say(f"held-out: {done[-1].line()}")
-        if done[-1].meets:
-            break
-        tried = {validation.candidate.key for validation in done}
-        queue = [outcome for outcome in queue if outcome.candidate.key not in tried]
-        if done[-1].reaches:
+        key = candidate.key
+        queue = [outcome for outcome in queue if outcome.candidate.key != key]
+        found = _validated(search, validator, candidate)
+        if found is not None:
+            done.append(found)
+            if found.meets:
+                break
+        if found is None or found.reaches:
             candidate = queue[0].candidate if queue else None
         else:
-            candidate = _safer(search.outcomes, queue, done[-1], validator)
+            candidate = _safer(search.outcomes, queue, found, validator)
     return done
+
+
+def _validated(search: Search, validator: Validator, candidate: Candidate) -> Validation | None:
+    try:
+        found = validator.of(candidate)
+    except RefusedError as error:
+        search.skipped[candidate.label] = f"on a held-out clip: {error}"
+        search.say(f"held-out: {candidate.label} is skipped: {error}")
+        return None
+    search.say(f"held-out: {found.line()}")
+    return found
 
 
 def _safer(
