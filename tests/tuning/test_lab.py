@@ -1,7 +1,9 @@
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
 
+import vidsparse
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
@@ -86,6 +88,31 @@ def test_short_runs_time_each_step(pipe):
     real = PipelineLab(pipe, SAMPLING, "no LPIPS").short(None, 3, SCENE)
     assert len(real) == 3
     assert min(real) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"dense_steps": 2}, {"dense_layers": 1.0}, {"precision": "8bit-sparse"}, {"impl": "reference"}],
+)
+def test_warm_up_is_sparse_and_once_per_kernel(pipe, monkeypatch, change):
+    seen, enabled = [], vidsparse.enabled
+
+    @contextmanager
+    def spy(pipe, **given):
+        with enabled(pipe, **given) as handle:
+            yield handle
+            seen.append(handle.summary().as_dict()["sparse_calls"])
+
+    monkeypatch.setattr(vidsparse, "enabled", spy)
+    made = lab(pipe)
+    made._warm_up(SPARSE, SCENE)
+    made._warm_up(SPARSE, SCENE)
+    assert len(seen) == 1
+    if not {"precision", "impl"} & set(change):
+        made._warm.clear()
+    made._warm_up(SPARSE.model_copy(update=change), SCENE)
+    assert seen == [seen[0]] * 2
+    assert seen[0] > 0
 
 
 def test_floor_is_none_without_another_run(pipe):

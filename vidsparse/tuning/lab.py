@@ -255,7 +255,8 @@ class PipelineLab:
         self.on_clip(f"warm-up, {key.split(' ')[0]}")
         bare = None
         if config is not None:
-            bare = config.model_copy(update={"dense_above_sigma": None, "cache": None})
+            sparse = {"dense_steps": 0, "dense_layers": 0, "dense_above_sigma": None}
+            bare = config.model_copy(update={**sparse, "cache": None})
         with self._enabled(bare):
             warm_up(self.pipe, scene.prompt, self.sampling, steps=2)
 

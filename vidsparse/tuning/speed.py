@@ -144,9 +144,9 @@ def step_densities(config: SparseConfig, sigmas: Sequence[float]) -> list[float]
 
 
 def variant_key(config: SparseConfig) -> str:
-    """Name a method and its parameters without the density."""
+    """Name what computes: a method and its parameters without the density, kernel, precision."""
     rest = {key: value for key, value in config.parameters.items() if key != "density"}
-    return f"{config.method} {sorted(rest.items())}"
+    return f"{config.method} {sorted(rest.items())} {config.impl} {config.precision}"
 
 
 ShortRun = Callable[[SparseConfig, int], Sequence[float]]
