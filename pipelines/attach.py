@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -206,7 +207,25 @@ def _transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
 def _pipeline_reference(pipe_or_transformer: Any) -> Callable[[], Any]:
     if isinstance(pipe_or_transformer, nn.Module):
         return lambda: None
-    return weakref.ref(pipe_or_transformer)
+    return _WeakPipeline(pipe_or_transformer)
+
+
+class _WeakPipeline:
+    """Return a pipeline; after it was dropped, what is left: its scheduler still tells the steps.
+
+    Others may go on with its components.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = weakref.ref(pipeline)
+        self._left = SimpleNamespace(scheduler=getattr(pipeline, "scheduler", None))
+
+    def __call__(self) -> Any:
+        pipeline = self._pipeline()
+        if pipeline is None:
+            return self._left
+        self._left.scheduler = getattr(pipeline, "scheduler", None)
+        return pipeline
 
 
 def _unwrap(transformer: Any) -> nn.Module:

@@ -15,7 +15,9 @@ class Clock:
     Attributes:
         timesteps: ``scheduler.timesteps``; every ``set_timesteps`` makes a new object.
         step_index: ``scheduler.step_index``, where the scheduler has one.
-        num_steps: steps of the running generation.
+        num_steps: steps of the generation, as the pipeline told when it last ran.
+        scheduled_steps: the same as the scheduler tells, right for whoever set its timesteps.
+        current: the timestep object the pipeline is at; None where it is not running.
         time_rises: the model is told 1000 - t, so that time grows while noise falls.
         time_scale: time of pure noise; infinite where the model is told ln(sigma) / 4 (EDM).
     """
@@ -23,6 +25,8 @@ class Clock:
     timesteps: object | None = None
     step_index: int | None = None
     num_steps: int | None = None
+    scheduled_steps: int | None = None
+    current: object | None = None
     time_rises: bool = False
     time_scale: float = 1000.0
 
@@ -116,8 +120,16 @@ class StepTracker:
     def _begin_generation(self, clock: Clock) -> None:
         self.generation += 1
         self.step = self.branch = -1
-        self.num_steps = self._told_steps if self._told_steps is not None else clock.num_steps
+        self.num_steps = self._told_steps if self._told_steps is not None else self._steps(clock)
         self._restart = False
+
+    def _steps(self, clock: Clock) -> int | None:
+        """Believe the pipeline only while it runs: others may share its transformers."""
+        # An aborted run leaves its timestep behind, where it still stands a generation later.
+        runs = clock.current is not None and clock.current is not self._clock.current
+        if runs and clock.num_steps is not None:
+            return clock.num_steps
+        return clock.num_steps if clock.scheduled_steps is None else clock.scheduled_steps
 
 
 def _noise_level(time: float, scale: float) -> float:
@@ -135,17 +147,23 @@ def clock_of(pipeline: Any, *, time_rises: bool = False, time_scale: float = 100
     """
     scheduler = getattr(pipeline, "scheduler", None)
     timesteps = getattr(scheduler, "timesteps", None)
-    num_steps = getattr(pipeline, "_num_timesteps", None)
-    if num_steps is None and timesteps is not None:
-        num_steps = len(timesteps)
     config = getattr(scheduler, "config", {})
     return Clock(
         timesteps=timesteps,
         step_index=getattr(scheduler, "step_index", None),
-        num_steps=num_steps,
+        num_steps=getattr(pipeline, "_num_timesteps", None),
+        scheduled_steps=_scheduled_steps(scheduler),
+        current=getattr(pipeline, "_current_timestep", None),
         time_rises=config.get("invert_sigmas", time_rises),
         time_scale=math.inf if type(scheduler).__name__.startswith("EDM") else time_scale,
     )
+
+
+def _scheduled_steps(scheduler: Any) -> int | None:
+    # Before set_timesteps these are the steps of training.
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        return None
+    return len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
 
 
 def _version(time: object) -> int:

@@ -113,6 +113,29 @@ def test_two_pipelines_share_nothing(wan: TinyPipeline, spy: Any) -> None:
     second.detach()
 
 
+def test_second_pipeline_on_the_same_components_has_its_own_steps(spy: Any) -> None:
+    first = testing.wan(layers=1)
+    second = TinyPipeline(diffusers.WanPipeline(**first.pipe.components), first.inputs)
+    attachment = attach(first.pipe, spy)
+    first.latents(steps=4)
+    second.latents(steps=2)
+
+    def stop(*args: Any) -> Any:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        first.latents(steps=4, changes={"callback_on_step_end": stop})
+    second.latents(steps=3)
+    dropped = weakref.ref(first.pipe)
+    del first
+    gc.collect()
+    assert dropped() is None
+    second.latents(steps=5)
+    attachment.detach()
+    steps = {(s.generation, s.num_steps) for s in spy.sites}
+    assert steps == {(0, 4), (1, 2), (2, 4), (3, 3), (4, 5)}
+
+
 def test_two_pipelines_in_two_threads_share_nothing(spy: Any) -> None:
     pipelines = [testing.wan(layers=4), testing.wan(layers=4)]
     spies = [type(spy)() for _ in pipelines]

@@ -1,7 +1,9 @@
 """The tracker alone, told what pipelines and loops tell it."""
 
 import math
+from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -75,6 +77,15 @@ def test_new_timesteps_object_begins_a_generation_at_the_same_time() -> None:
         assert tracker.num_steps == 2
 
 
+def test_pipeline_that_is_not_running_is_not_asked_for_the_steps() -> None:
+    tracker, stale = StepTracker(), torch.tensor(900.0)
+    runs = Clock(object(), num_steps=10, scheduled_steps=20, current=stale)
+    aborted = Clock(object(), num_steps=10, scheduled_steps=2, current=stale)
+    ended = Clock(object(), num_steps=10, scheduled_steps=3)
+    seen = [(run(tracker, 900.0, clock), tracker.num_steps) for clock in (runs, aborted, ended)]
+    assert seen == [((0, 0, 0), 10), ((1, 0, 0), 2), ((2, 0, 0), 3)]
+
+
 def test_aborted_forward_begins_a_generation_at_the_same_time() -> None:
     tracker = StepTracker()
     tracker.begin_forward(900.0, Clock())
@@ -134,3 +145,13 @@ def test_unknown_time_never_leaves_the_first_step() -> None:
 def test_clock_of_nothing_knows_nothing_but_the_direction() -> None:
     assert clock_of(None) == Clock()
     assert clock_of(None, time_rises=True) == Clock(time_rises=True)
+
+
+def test_scheduler_tells_no_steps_before_they_are_set() -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = SimpleNamespace(scheduler=scheduler)
+    assert clock_of(pipe).scheduled_steps is None
+    scheduler.set_timesteps(5)
+    assert clock_of(pipe).scheduled_steps == 5
+    scheduler.set_begin_index(2)
+    assert clock_of(pipe).scheduled_steps == 3
