@@ -122,7 +122,7 @@ def compare(
         quiet=quiet,
     )
     if maps:
-        _record_maps(made, everyone[1:], scenes[0], sampling, out, quiet=quiet)
+        _record_maps(made, everyone[1:], scenes[0], sampling, out, fresh=fresh, quiet=quiet)
     _deliver(made, meta, out, json, report)
 
 
@@ -222,16 +222,18 @@ def _record_maps(
     sampling: "Sampling",
     out: Path,
     *,
+    fresh: bool,
     quiet: bool,
 ) -> None:
-    """Generate the first clip once more per method, watched; maps of an earlier run are kept."""
+    """Generate a clip once more per method, watched; its maps of an earlier run are kept."""
     from vidsparse.report import maps_file, write_json
     from vidsparse.watched_sites import watch_sites
 
     for record, contender in zip(made.contenders, contenders, strict=True):
-        file = maps_file(out, record.key)
+        file = maps_file(out, record.key, scene)
         calls = record.clips[0].calls
-        if contender.request is None or file.is_file() or not calls or not calls["sparse_calls"]:
+        known = file.is_file() and not fresh
+        if contender.request is None or known or not calls or not calls["sparse_calls"]:
             continue
         with common.waiting(f"recording maps of {record.label}", quiet=quiet):
             found = watch_sites(

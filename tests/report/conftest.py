@@ -82,7 +82,7 @@ def make_results(folder: Path) -> Results:
     maps = [[[0.2, 0.4] for _ in range(3)] for _ in range(2)]
     maps[0][1] = [None, None]
     table = {"transformer": "transformer", "steps": [1, 2], "density": maps, "recall": maps}
-    write_json(maps_file(folder, made[0].key), {"transformers": [table]})
+    write_json(maps_file(folder, made[0].key, SCENES[0]), {"transformers": [table]})
     write_results(folder, document(comparison, META))
     return Results.load(folder)
 

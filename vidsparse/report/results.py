@@ -16,7 +16,7 @@ from vidsparse.scores import Comparison
 FORMAT = 2
 _CLIPS = "clips"
 _DOCUMENT = "results.json"
-_MAPS = "maps.json"
+_MAPS = ".maps.json"
 
 
 def document(comparison: Comparison, meta: dict[str, Any]) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def clips_in(folder: Path, fps: float) -> FolderClips:
     return FolderClips(folder / _CLIPS, fps)
 
 
-def maps_file(folder: Path, key: str) -> Path:
-    """Return where density and recall by layer, head and step of a contender lie."""
-    return folder / _CLIPS / key / _MAPS
+def maps_file(folder: Path, key: str, scene: Scene) -> Path:
+    """Return where density and recall by layer, head and step of a clip lie."""
+    return FolderClips(folder / _CLIPS).video_file(key, scene).with_suffix(_MAPS)
 
 
 def write_results(folder: Path, found: dict[str, Any]) -> Path:
@@ -133,8 +133,8 @@ class Results:
         return found
 
     def maps(self, key: str) -> dict[str, Any] | None:
-        """Return density and recall by layer, head and step; None when they were not recorded."""
-        file = maps_file(self.folder, key)
+        """Return the first clip's density and recall by layer, head and step; None without."""
+        file = maps_file(self.folder, key, self.scenes[0])
         if not file.is_file():
             return None
         try:
