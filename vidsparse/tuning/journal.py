@@ -21,7 +21,7 @@ def clip_key(scene: Scene) -> str:
 class Journal:
     """One line of JSON per result, written through before the next begins.
 
-    A line cut off by a kill is dropped when the file is read.
+    A line cut off by a kill, even of its end only, is dropped when the file is read.
 
     Args:
         folder: where the journal and larger files lie; made if missing. None keeps all in memory.
@@ -79,22 +79,19 @@ class Journal:
         file = self._file()
         if not file.is_file():
             return []
-        whole = [line for line in file.read_bytes().split(b"\n") if line]
+        *whole, torn = file.read_bytes().split(b"\n")
         lines = []
         for index, line in enumerate(whole):
             try:
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                if index < len(whole) - 1:
-                    raise UsageError(
-                        f"{file} is damaged in line {index + 1}; delete the folder to start over"
-                    ) from None
-                self._truncate(line)
+            # JSON's own errors and those of bytes that are no text.
+            except ValueError:
+                raise UsageError(
+                    f"{file} is damaged in line {index + 1}; delete the folder to start over"
+                ) from None
+        if torn:
+            os.truncate(file, file.stat().st_size - len(torn))
         return lines
-
-    def _truncate(self, torn: bytes) -> None:
-        size = self._file().stat().st_size
-        os.truncate(self._file(), size - len(torn))
 
     def _check(self, line: dict[str, Any], header: dict[str, Any]) -> None:
         old = line.get("header", {})
