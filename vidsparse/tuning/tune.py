@@ -23,7 +23,7 @@ from vidsparse.tuning.errors import OutputError, PlanErrors, from_rows
 from vidsparse.tuning.journal import Journal, clip_key
 from vidsparse.tuning.lab import Doomed, Trial
 from vidsparse.tuning.scout import Scout
-from vidsparse.tuning.search import Best, Outcome, search_arm
+from vidsparse.tuning.search import Best, Outcome, search_arm, time_of
 from vidsparse.tuning.settings import Lab, TuneSettings, trial_or_refusal
 from vidsparse.tuning.speed import SpeedModel
 from vidsparse.tuning.target import Scores
@@ -102,9 +102,15 @@ class Search:
                 self._search_budgets(sparse.candidate)
             if self.settings.eight_bit:
                 self._search_eight_bit((self.best.outcome or sparse).candidate)
-            chosen = self.best.outcome or sparse
-            self._search_caches({chosen.candidate.label: chosen.candidate.config})
+        uncached = self._best_uncached()
+        if uncached is not None:
+            self._search_caches({uncached.candidate.label: uncached.candidate.config})
         return self.best
+
+    def _best_uncached(self) -> Outcome | None:
+        """Return what caches go on: a cache alone may beat all that has none."""
+        known = [o for o in self.outcomes if o.reaches and o.candidate.config.cache is None]
+        return min(known, key=lambda o: time_of(o, self.speed.predict), default=None)
 
     def probe(self, candidate: Candidate) -> Outcome:
         """Generate with a candidate on the tuning scenes, and judge it."""
