@@ -168,6 +168,24 @@ def test_a_cache_joins_the_best_sparse_settings():
     assert config.method != "dense"
 
 
+class _QuickCacheLab(FakeLab):
+    """A step cache halves the time."""
+
+    def trial(self, config, scene, *given):
+        made = super().trial(config, scene, *given)
+        if made.seconds is None or config.cache is None:
+            return made
+        return dataclasses.replace(made, seconds=made.seconds * 0.5 / 0.9)
+
+
+def test_a_cache_that_beats_sparsity_alone_is_tried_on_it_too():
+    best = search(_QuickCacheLab(cache_psnr=40.0), caches=("first_block",)).run()
+    config = best.outcome.candidate.config
+    assert config.cache is not None
+    assert config.method != "dense"
+    assert best.seconds < 0.5 * DENSE_SECONDS
+
+
 def test_eight_bits_join_where_they_keep_the_target():
     plain = search(FakeLab()).run()
     found = search(FakeLab(), eight_bit=True).run()
@@ -292,6 +310,20 @@ def test_held_out_clips_of_another_split_are_made_anew(tmp_path):
         "trial draft 101",
     ]
     assert labs_log(HELD_OUT[1:]) == ["dense 102", "trial draft 102"]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 9])
+def test_a_line_cut_anywhere_is_made_again(tmp_path, cut):
+    Journal(tmp_path, {}).once("a", lambda: 1)
+    file = tmp_path / "journal.jsonl"
+    file.write_bytes(file.read_bytes()[:-cut])
+    journal = Journal(tmp_path, {})
+    assert not journal.has("a")
+    journal.once("b", lambda: 2)
+    again = Journal(tmp_path, {})
+    assert again.has("b")
+    file.write_bytes(b'{"hea')
+    assert not Journal(tmp_path, {}).has("b")
 
 
 def test_damaged_journal_names_the_line(tmp_path):
@@ -510,6 +542,15 @@ def test_settings_that_the_method_refuses_are_not_proposed():
 
     assert denser(at(0.3), 1.2).density == pytest.approx(0.36)
     assert denser(at(0.6), 1.2) is None
+
+
+def test_densities_at_their_cap_are_not_raised():
+    def at(density):
+        return Candidate("x", SparseConfig(method="svg2", parameters={"density": density}))
+
+    assert denser(at(0.9), 1.2).density == 0.95
+    assert denser(at(0.95), 1.2) is None
+    assert denser(at(0.99), 1.2) is None
 
 
 def test_no_settings_are_validated_twice():

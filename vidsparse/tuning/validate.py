@@ -216,10 +216,13 @@ def choose(search: Search, validator: Validator, *, most: int = 4) -> list[Valid
             done.append(found)
             if found.meets:
                 break
-        if found is None or found.reaches:
-            candidate = queue[0].candidate if queue else None
-        else:
+        if found is not None and not found.reaches:
             candidate = _safer(search.outcomes, queue, found, validator)
+        elif queue:
+            candidate = queue[0].candidate
+        else:
+            # What refuses a density may take a larger one; for speed there is none.
+            candidate = denser(candidate, 1.2) if found is None else None
     return done
 
 
@@ -254,7 +257,7 @@ def _safer(
 def denser(candidate: Candidate, factor: float) -> Candidate | None:
     """Return settings with all densities raised, at most to 1.
 
-    None where there are none, and where the method refuses more.
+    None where there are none, where they cannot rise, and where the method refuses more.
     """
     config = candidate.config
     if config.method == "dense":
@@ -268,7 +271,8 @@ def denser(candidate: Candidate, factor: float) -> Candidate | None:
     except UsageError:
         return None
     label = candidate.label.split(", raised")[0]
-    return Candidate(f"{label}, raised to density {raised:.3f}", config)
+    made = Candidate(f"{label}, raised to density {raised:.3f}", config)
+    return made if made.density > candidate.density else None
 
 
 def at_equal_time(
