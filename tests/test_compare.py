@@ -172,6 +172,22 @@ def test_a_metric_that_became_available_is_measured_on_kept_clips(
     assert made.rows()[0]["lpips"] == 0.25
 
 
+def test_content_is_judged_on_kept_clips_of_dense_too(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, scene = MemoryClips(), Scene("a small red circle moves right over green stripes", 1)
+    options = (Contender("dense", pipe), [contender(pipe, "random")], [scene], SAMPLING)
+    first = compare(*options, JUDGES, clips=clips)
+    assert first.dense_row()["content"] is None
+    monkeypatch.setattr("vidsparse.compare.sample", None)
+    # Nor is what was measured before measured again.
+    monkeypatch.setattr("vidsparse.compare.compare_videos", None)
+    made = compare(*options, replace(JUDGES, content=True), clips=clips)
+    assert set(made.rows()[0]["content"]) == {"shape", "colour", "direction"}
+    assert set(made.dense_row()["content"]) == {"shape", "colour", "direction"}
+    assert made.rows()[0]["psnr"] == first.rows()[0]["psnr"]
+
+
 def test_floor_and_context_are_part_of_the_comparison(pipe: Any) -> None:
     floor = floor_contender("backend", "unused", pipe, "cpu", quiet=True)
     assert floor.label == "dense math kernel"

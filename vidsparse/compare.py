@@ -203,22 +203,28 @@ def _clip(run: _Run, contender: Contender, scene: Scene, dense: Contender | None
         run.started += 1
         made, facts = _generate(run, contender, scene)
         frames = to_uint8(made.video)
-        facts = _judged(run, facts, frames, scene, dense)
-        run.clips.keep(key, scene, frames, facts)
-    elif dense is not None and _lacks(facts, run.judges):
+    elif _lacks_quality(run, facts, scene, dense) or _lacks_content(run, facts):
         frames = run.clips.frames(key, scene)
-        facts = _judged(run, facts, frames, scene, dense)
-        run.clips.keep(key, scene, frames, facts)
+    else:
+        return facts
+    facts = _judged(run, facts, frames, scene, dense)
+    run.clips.keep(key, scene, frames, facts)
     return facts
 
 
-def _lacks(facts: ClipFacts, judges: Judges) -> bool:
-    """Whether a clip of an earlier run was made before a metric became available."""
-    quality = facts.quality
+def _lacks_quality(run: _Run, facts: ClipFacts, scene: Scene, dense: Contender | None) -> bool:
+    """Whether a clip was not measured, or before a metric became available."""
+    if dense is None:
+        return False
+    quality, judges = facts.quality, run.judges
     if quality is None:
         return True
     pairs = ((quality.lpips, judges.lpips), (quality.lpips_vgg, judges.lpips_vgg))
     return any(value is None and not isinstance(metric, str) for value, metric in pairs)
+
+
+def _lacks_content(run: _Run, facts: ClipFacts) -> bool:
+    return run.judges.content and facts.content is None
 
 
 def _generate(run: _Run, contender: Contender, scene: Scene) -> tuple[Clip, ClipFacts]:
@@ -258,14 +264,14 @@ def _sites(rows: Sequence[tuple[Any, Any]]) -> tuple[SiteDensity, ...]:
 def _judged(
     run: _Run, facts: ClipFacts, frames: np.ndarray, scene: Scene, dense: Contender | None
 ) -> ClipFacts:
-    judges, quality = run.judges, None
-    if dense is not None:
+    """Measure what a clip lacks."""
+    judges, quality, content = run.judges, facts.quality, facts.content
+    if dense is not None and _lacks_quality(run, facts, scene, dense):
         truth = run.clips.frames(run.key(dense), scene)
         pair = [to_float(one).to(judges.device) for one in (frames, truth)]
         quality = compare_videos(pair[0], pair[1], lpips=judges.lpips, lpips_vgg=judges.lpips_vgg)
         _check_finite(quality, scene)
-    content = None
-    if judges.content:
+    if _lacks_content(run, facts):
         content = asdict(score_clip(frames.astype(np.float32) / 255, scene.prompt))
     return replace(facts, quality=quality, content=content)
 
