@@ -83,6 +83,27 @@ def test_dense_clips_survive_in_the_folder(pipe, tmp_path):
     assert second.generations == 1
 
 
+def test_a_torn_dense_clip_is_made_again(pipe, tmp_path):
+    first = lab(pipe, tmp_path)
+    first.dense(SCENE)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-40])
+    assert lab(pipe, tmp_path).trial(SPARSE, SCENE) == first.trial(SPARSE, SCENE)
+    assert file.read_bytes() == whole
+
+
+def test_a_dense_clip_that_cannot_be_written_leaves_no_file(pipe, tmp_path, monkeypatch):
+    def torn(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", torn)
+    with pytest.raises(UsageError, match="No space left"):
+        lab(pipe, tmp_path).dense(SCENE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_short_runs_time_each_step(pipe):
     assert lab(pipe).short(SPARSE, 3, SCENE) == pytest.approx([0.58] * 3)
     real = PipelineLab(pipe, SAMPLING, "no LPIPS").short(None, 3, SCENE)

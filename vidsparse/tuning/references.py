@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidsparse.clips import Scene
+from vidsparse.files import replacing
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,20 @@ class References:
 
         tensors = {str(step): latents for step, latents in reference.latents.items()}
         frames = torch.from_numpy(reference.frames)
-        save_file({"frames": frames, **tensors}, _file(self.folder, scene))
+        with replacing(_file(self.folder, scene)) as temporary:
+            save_file({"frames": frames, **tensors}, temporary)
 
     def find(self, scene: Scene) -> Reference | None:
-        """Return the dense clip of a scene; None when there is none yet."""
+        """Return the dense clip of a scene; None when there is none yet, or its file is torn."""
         if scene in self._found or self.folder is None or not _file(self.folder, scene).is_file():
             return self._found.get(scene)
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        tensors = load_file(_file(self.folder, scene))
+        try:
+            tensors = load_file(_file(self.folder, scene))
+        except SafetensorError:
+            return None
         frames = tensors.pop("frames").numpy()
         latents = {int(step): value for step, value in tensors.items()}
         self._found[scene] = Reference(frames, latents)
