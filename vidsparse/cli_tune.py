@@ -30,7 +30,8 @@ def tune(
     min_ssim: Annotated[float | None, typer.Option(help="Least mean SSIM.")] = None,
     max_lpips: Annotated[float | None, typer.Option(help="Greatest mean LPIPS.")] = None,
     max_time: Annotated[
-        float | None, typer.Option(help="Minutes; no candidate is begun after them.")
+        float | None,
+        typer.Option(help="Minutes; only held-out clips of the best are begun after them."),
     ] = None,
     model: common.Model = "tiny",
     method: Annotated[

@@ -83,7 +83,9 @@ class Best:
         return self.seconds * (1 - WORTHWHILE)
 
 
-def search_arm(arm: Arm, best: Best, probe: Probe) -> None:
+def search_arm(
+    arm: Arm, best: Best, probe: Probe, *, late: Callable[[Candidate], bool] = lambda each: False
+) -> None:
     """Look along an arm for settings that reach the target and beat the best time.
 
     Quality falls along the arm. So the first candidate that could win is tried first: if it
@@ -93,6 +95,7 @@ def search_arm(arm: Arm, best: Best, probe: Probe) -> None:
         arm: settings from the most work to the least.
         best: updated.
         probe: generates; costs time.
+        late: asked before each candidate whether to leave it and all others out.
     """
     low = _first_worthwhile(arm, best)
     high = len(arm.ladder)
@@ -101,7 +104,7 @@ def search_arm(arm: Arm, best: Best, probe: Probe) -> None:
     # Invariant: everything before ``low`` is too slow or reaches the target, from ``high`` on
     # nothing does.
     middle = low if best.outcome is not None else (low + high) // 2
-    while low < high:
+    while low < high and not late(arm.ladder[middle]):
         outcome = probe(arm.ladder[middle])
         best.offer(outcome)
         if outcome.reaches:

@@ -60,7 +60,7 @@ class TuneSettings:
         warm_ups: shares of the steps that may stay dense.
         allocate: also try densities by layer and noise level.
         eight_bit: also try the best sparse settings in 8 bits.
-        seconds: no further line of candidates is begun after this many; None for no limit.
+        seconds: no further candidate is begun after this many; None for no limit.
 
     Raises:
         UsageError: there are no scenes.

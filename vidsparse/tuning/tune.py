@@ -172,11 +172,19 @@ class Search:
         return doomed
 
     def _search(self, arm: Arm) -> None:
-        # Kept, so that a search that goes on leaves out the same arms.
-        if self.journal.once(f"late for {arm.label}", self._out_of_time):
-            self.skipped[arm.label] = "the time limit was reached"
+        if self._late(arm.label):
             return
-        search_arm(arm, self.best, self.probe)
+        late = lambda candidate: self._late(candidate.label)  # noqa: E731
+        search_arm(arm, self.best, self.probe, late=late)
+
+    def _late(self, label: str) -> bool:
+        """Say whether to leave something out for time; kept, so that it is the same again."""
+        if self.settings.seconds is None:
+            return False
+        if not self.journal.once(f"late for {label}", self._out_of_time):
+            return False
+        self.skipped[label] = "the time limit was reached"
+        return True
 
     def _search_caches(self, configs: dict[str, SparseConfig]) -> None:
         for arm in cache_arms(configs, self.settings.caches):
