@@ -17,6 +17,7 @@ from vidsparse.layout import VideoLayout
 from vidsparse.plan import CallSite
 from vidsparse.preset_parts import ModelId
 from vidsparse.profiling.dense_run import Look
+from vidsparse.tuning import report as tuning_report
 from vidsparse.tuning import scout as tuning_scout
 from vidsparse.tuning.candidates import Candidate
 from vidsparse.tuning.journal import Journal
@@ -215,6 +216,24 @@ def test_time_limit_begins_no_further_arm():
     found.run()
     assert any("time limit" in why for why in found.skipped.values())
     assert len({o.candidate.label.split(", density")[0] for o in found.outcomes}) <= 3
+
+
+@pytest.mark.parametrize("limit", [55.0, 65.0, 105.0])
+def test_time_limit_begins_no_further_candidate(limit):
+    lab, begun = FakeLab(), []
+    found = search(lab, seconds=limit, allocate=False)
+    found.now = lambda: 10.0 * sum(entry.startswith("trial") for entry in lab.log)
+    probe = found.probe
+
+    def noted(candidate):
+        begun.append(found.now())
+        return probe(candidate)
+
+    found.probe = noted
+    found.run()
+    # One is always begun: what was learnt before would be for nothing.
+    assert begun
+    assert max(begun[1:], default=0.0) <= limit
 
 
 def test_held_out_clips_demand_safer_settings():
@@ -567,11 +586,41 @@ def test_no_settings_are_validated_twice():
 def test_verdict_on_settings_that_held_out_clips_rejected_says_what_those_gave():
     made = report(FakeLab(gap=-30.0))
     assert made.preset.method == "dense"
-    last = made.validations[-1]
+    near = max(made.validations, key=lambda row: row.scores.psnr)
     assert (
-        f"held-out clips: {last.candidate.label} misses the target: {last.scores}"
+        f"held-out clips: {near.candidate.label} misses the target: {near.scores}"
         in (made.lines()[0])
     )
+
+
+class _WorseningLab(FakeLab):
+    """Each further setting on held-out clips is worse."""
+
+    def trial(self, config, scene, *given):
+        made = super().trial(config, scene, *given)
+        if scene.seed < 100:
+            return made
+        self.held_out = getattr(self, "held_out", 0) + 1
+        return dataclasses.replace(made, scores=Scores(27.0 - self.held_out, 0.5))
+
+
+def test_nearest_on_held_out_clips_is_not_the_last():
+    made = report(_WorseningLab(), allocate=False)
+    scores = [row.scores.psnr for row in made.validations]
+    assert scores == sorted(scores, reverse=True)
+    assert len(scores) > 1
+    assert made.validations[0].line() in made.lines()[0]
+
+
+def test_nearest_is_so_by_the_bound_that_was_asked_for():
+    def outcome(label, psnr, lpips):
+        return Outcome(
+            Candidate(label, SparseConfig()), False, Scores(psnr, 0.9, lpips), 5.0, 2
+        )
+
+    both = outcome("higher PSNR", 30, 0.5), outcome("less LPIPS", 29, 0.1001)
+    nearest = tuning_report._nearest(both, Target(max_lpips=0.1), 10.0)
+    assert nearest.candidate.label == "less LPIPS"
 
 
 def test_unreachable_target_says_the_best_that_is_reachable_and_its_cost():

@@ -17,6 +17,7 @@ from vidsparse.profiling.environment import commit, device_name, package_version
 from vidsparse.quality import bootstrap_mean
 from vidsparse.tuning.candidates import dense_config, variants_of, warm_up_sigma
 from vidsparse.tuning.search import Outcome
+from vidsparse.tuning.target import Target
 from vidsparse.tuning.tune import Search
 from vidsparse.tuning.validate import (
     Validation,
@@ -38,7 +39,8 @@ class TuneReport:
     Attributes:
         preset: what to use; method "dense" where nothing faster reaches the target.
         target: what was asked for.
-        validations: of the settings tried on held-out scenes, the last one is the preset's.
+        validations: of the settings tried on held-out scenes, the last one is the preset's if
+            there is one.
         defaults: every method's defaults at the preset's time, on the same scenes.
         outcomes: of all candidates generated.
         ranking: variants by output error.
@@ -50,7 +52,7 @@ class TuneReport:
     """
 
     preset: SparseConfig
-    target: str
+    target: Target
     validations: tuple[Validation, ...]
     defaults: tuple[Validation, ...]
     outcomes: tuple[Outcome, ...]
@@ -69,7 +71,7 @@ class TuneReport:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return {
-            "target": self.target,
+            "target": str(self.target),
             "settings": self.preset.as_dict(),
             "held_out": [validation.as_dict() for validation in self.validations],
             "defaults_at_equal_time": [self._against(row) for row in self.defaults],
@@ -103,8 +105,9 @@ class TuneReport:
             )
         dense = f"nothing faster than dense generation reaches {self.target}: don't sparsify"
         if self.validations:
-            return f"{dense}. The nearest, on held-out clips: {self.validations[-1].line()}"
-        nearest = _nearest(self.outcomes, self.dense_seconds)
+            best = _nearest_held_out(self.validations, self.target)
+            return f"{dense}. The nearest, on held-out clips: {best.line()}"
+        nearest = _nearest(self.outcomes, self.target, self.dense_seconds)
         if nearest is None or nearest.scores is None:
             return dense
         speed = self.dense_seconds / (nearest.seconds or self.dense_seconds)
@@ -159,7 +162,7 @@ def finish(
     rows = _defaults(search, validator, validations) if defaults and validations else []
     return TuneReport(
         preset,
-        str(target),
+        target,
         tuple(validations),
         tuple(rows),
         tuple(search.outcomes),
@@ -219,11 +222,19 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _nearest(outcomes: Sequence[Outcome], dense_seconds: float) -> Outcome | None:
+def _nearest(
+    outcomes: Sequence[Outcome], target: Target, dense_seconds: float
+) -> Outcome | None:
     known = [outcome for outcome in outcomes if outcome.scores is not None]
     # Whoever wants speed has no use for what is slower than dense, however near.
     known = [o for o in known if (o.seconds or math.inf) < dense_seconds] or known
-    return max(known, key=lambda o: o.scores.psnr if o.scores else 0.0, default=None)
+    room = lambda o: -math.inf if o.scores is None else target.slack(o.scores)  # noqa: E731
+    return max(known, key=room, default=None)
+
+
+def _nearest_held_out(rows: Sequence[Validation], target: Target) -> Validation:
+    faster = [row for row in rows if row.speedup > 1] or rows
+    return max(faster, key=lambda row: target.slack(row.scores))
 
 
 def _predicted(validation: Validation) -> str:
