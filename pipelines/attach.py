@@ -1,6 +1,7 @@
 """Attach a callable to the video self-attentions of a pipeline, and take it off again."""
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -24,6 +25,7 @@ from vidsparse.pipelines.processors import attach_processor, is_attached
 from vidsparse.pipelines.tracker import StepTracker
 
 _NAMES = ("transformer", "transformer_2")
+_LOCK = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -35,11 +37,14 @@ class Attachment:
 
     Attributes:
         attention: what the layers call.
+        target: weakly, what it was put on.
         tracker: where the generation stands.
     """
 
     attention: Attention
+    target: Callable[[], Any]
     tracker: StepTracker = field(default_factory=StepTracker)
+    _transformers: list[weakref.ref[nn.Module]] = field(default_factory=list)
     _modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
     _hooks: list[RemovableHandle] = field(default_factory=list)
     _undo: ExitStack = field(default_factory=ExitStack)
@@ -59,6 +64,7 @@ class Attachment:
         family = family_of(inner)
         running = AttachedTransformer(name, family, self.attention, self.tracker, self)
         modules = _self_attentions(family, inner)
+        self._transformers.append(weakref.ref(inner))
         for index, module in enumerate(modules):
             layer = AttachedLayer(running, module.processor, index, len(modules))
             body = family.processor_body(type(module.processor))
@@ -75,18 +81,40 @@ class Attachment:
         """Put back the original processors, remove hooks, undo the rest; harmless a second time."""
         for hook in self._hooks:
             hook.remove()
-        for module in self._alive():
+        for module in _alive(self._modules):
             # A processor that someone put there since is theirs to keep.
-            if is_attached(module.processor):
+            if self._is_own(module.processor):
                 module.processor = module.processor.vidsparse_original
+        with _LOCK:
+            _ATTACHMENTS.discard(self)
         self._hooks.clear()
+        self._transformers.clear()
         self._modules.clear()
         self.attention.reset()
         self._undo.close()
 
-    def _alive(self) -> list[Any]:
-        modules = [reference() for reference in self._modules]
-        return [module for module in modules if module is not None]
+    def is_on(self, pipe_or_transformer: Any) -> bool:
+        """Say whether it was put on this, or on a transformer that this holds now."""
+        attached = _alive(self._transformers)
+        if attached and self.target() is pipe_or_transformer:
+            return True
+        return any(_among(module, _held(pipe_or_transformer)) for module in attached)
+
+    def misses(self) -> str | None:
+        """Say that the pipeline lost a transformer since; None where it holds them all."""
+        target = self.target()
+        if target is None:
+            return None
+        held, attached = _held(target), [reference() for reference in self._transformers]
+        if all(module is not None and _among(module, held) for module in attached):
+            return None
+        return (
+            f"this {type(target).__name__} no longer holds a transformer that sparse attention is "
+            "enabled on; call handle.disable() or vidsparse.disable(...), then enable it again"
+        )
+
+    def _is_own(self, processor: Any) -> bool:
+        return is_attached(processor) and processor.vidsparse_layer.owner is self
 
     # torch's own hooks: diffusers' vanish when accelerate re-installs an offload hook.
     def _hook(
@@ -113,11 +141,15 @@ class Attachment:
         self._hooks.append(outer.register_forward_hook(end))
 
     def _check_processors(self) -> None:
-        if not all(is_attached(module.processor) for module in self._alive()):
+        if not all(self._is_own(module.processor) for module in _alive(self._modules)):
             raise UsageError(
                 "attention processors were replaced after sparse attention was enabled (by "
                 "fuse_qkv_projections()?); call handle.disable() and enable it again"
             )
+
+
+# Processors may be replaced and pipelines may lose their transformers: neither tells who is on.
+_ATTACHMENTS: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
 def attach(pipe_or_transformer: Any, attention: Attention) -> Attachment:
@@ -134,15 +166,20 @@ def attach(pipe_or_transformer: Any, attention: Attention) -> Attachment:
         UnsupportedPipelineError: no family knows the transformer, or a processor is foreign.
         AlreadyEnabledError: something is attached already.
     """
-    if attachments_of(pipe_or_transformer):
+    transformers = _transformers_of(pipe_or_transformer)
+    for other in attachments_of(pipe_or_transformer):
         raise AlreadyEnabledError(
-            f"sparse attention is already enabled on this {type(pipe_or_transformer).__name__}; "
+            other.misses()
+            or f"sparse attention is already enabled on this {type(pipe_or_transformer).__name__}; "
             "call disable() on its handle, or vidsparse.disable(...) without one"
         )
-    attachment = Attachment(attention)
+    pipeline = _pipeline_reference(pipe_or_transformer)
+    attachment = Attachment(attention, weakref.ref(pipe_or_transformer))
     try:
-        for name, transformer in _transformers_of(pipe_or_transformer).items():
-            attachment.add(name, transformer, _pipeline_reference(pipe_or_transformer))
+        with _LOCK:
+            _ATTACHMENTS.add(attachment)
+        for name, transformer in transformers.items():
+            attachment.add(name, transformer, pipeline)
     except BaseException:
         attachment.detach()
         raise
@@ -150,18 +187,17 @@ def attach(pipe_or_transformer: Any, attention: Attention) -> Attachment:
 
 
 def attachments_of(pipe_or_transformer: Any) -> list[Attachment]:
-    """Return what is attached to a pipeline or bare transformer: one, or none.
+    """Return what is attached to a pipeline or bare transformer, as a rule one or none.
 
     Raises:
         UnsupportedPipelineError: no family knows a transformer.
     """
-    found: list[Attachment] = []
-    for transformer in _transformers_of(pipe_or_transformer).values():
-        inner = _unwrap(transformer)
-        modules = _self_attentions(family_of(inner), inner)
-        for processor in (module.processor for module in modules):
-            if is_attached(processor) and processor.vidsparse_layer.owner not in found:
-                found.append(processor.vidsparse_layer.owner)
+    with _LOCK:
+        attachments = list(_ATTACHMENTS)
+    found = [each for each in attachments if each.is_on(pipe_or_transformer)]
+    if not found:
+        for transformer in _transformers_of(pipe_or_transformer).values():
+            family_of(_unwrap(transformer))
     return found
 
 
@@ -192,16 +228,30 @@ def _changed(transformer: nn.Module, why: str) -> UnsupportedPipelineError:
 
 
 def _transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
-    if isinstance(pipe_or_transformer, nn.Module):
-        return {_NAMES[0]: pipe_or_transformer}
-    found = {name: getattr(pipe_or_transformer, name, None) for name in _NAMES}
-    transformers = {name: each for name, each in found.items() if isinstance(each, nn.Module)}
+    transformers = _held(pipe_or_transformer)
     if not transformers:
         raise UnsupportedPipelineError(
             f"{type(pipe_or_transformer).__name__} has no video transformer; supported pipelines "
             f"are {', '.join(supported_pipelines())}"
         )
     return transformers
+
+
+def _held(pipe_or_transformer: Any) -> dict[str, nn.Module]:
+    if isinstance(pipe_or_transformer, nn.Module):
+        return {_NAMES[0]: pipe_or_transformer}
+    found = {name: getattr(pipe_or_transformer, name, None) for name in _NAMES}
+    return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
+
+
+def _among(module: nn.Module, held: dict[str, nn.Module]) -> bool:
+    # It may have been wrapped since it was attached.
+    return any(module is each for outer in held.values() for each in outer.modules())
+
+
+def _alive(references: list[weakref.ref[nn.Module]]) -> list[Any]:
+    modules = [reference() for reference in references]
+    return [module for module in modules if module is not None]
 
 
 def _pipeline_reference(pipe_or_transformer: Any) -> Callable[[], Any]:

@@ -281,3 +281,19 @@ def test_error_inside_the_context_disables(wan: TinyPipeline) -> None:
 def test_unsupported_pipeline_names_the_supported_ones() -> None:
     with pytest.raises(UnsupportedPipelineError, match=r"object has no video .*WanPipeline"):
         vidsparse.enable(object())
+
+
+def test_swapped_transformer_is_noted_in_the_summary_and_disabled_too() -> None:
+    tiny = testing.wan(layers=1)
+    old, other = tiny.pipe.transformer, testing.wan(layers=1).pipe.transformer
+    handle = vidsparse.enable(tiny.pipe)
+    assert handle.summary().note is None
+    tiny.pipe.transformer = other
+    tiny.latents()
+    summary = handle.summary()
+    assert summary.calls == 0
+    assert "no longer holds" in str(summary).splitlines()[-1]
+    vidsparse.disable(tiny.pipe)
+    assert not old._forward_pre_hooks
+    assert handle.summary().note is None
+    vidsparse.enable(tiny.pipe).disable()

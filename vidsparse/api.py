@@ -42,6 +42,7 @@ class CallSummary:
         error_bound: mean over the sparse calls of the most that an attention output moved, in
             lengths of the longest value vector, if skipped blocks still hold what they held when
             they were dropped; None where the method does not know.
+        note: why the counts may not be those of the pipeline; None as a rule.
     """
 
     method: str
@@ -52,6 +53,7 @@ class CallSummary:
     overall_density: float | None
     state_bytes: int = 0
     error_bound: float | None = None
+    note: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -67,6 +69,8 @@ class CallSummary:
             rows.append(("state", f"{self.state_bytes / 2**20:.1f}", "MiB"))
         if self.error_bound is not None:
             rows.append(("error", f"{self.error_bound:.3f}", "at most, of the longest value"))
+        if self.note is not None:
+            rows.append(("note", "", self.note))
         width = max(len(name) for name, _, _ in rows)
         return "\n".join(f"{a:<{width}}  {b:>8}  {c}".rstrip() for a, b, c in rows)
 
@@ -99,6 +103,7 @@ class Handle:
             overall_density=recorder.overall_density(),
             state_bytes=self._attention.most_state_bytes(),
             error_bound=recorder.error_bound(),
+            note=self._attachment.misses(),
         )
 
     def reset_counts(self) -> None:
@@ -241,6 +246,8 @@ enabled = _temporarily(enable)
 
 def disable(pipe_or_transformer: Any) -> None:
     """Disable without a handle; harmless where nothing is enabled.
+
+    A transformer that the pipeline held when it was enabled is freed too.
 
     Raises:
         UnsupportedPipelineError: no model family knows the transformer.

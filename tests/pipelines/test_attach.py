@@ -215,6 +215,57 @@ def test_replaced_processor_is_noticed(spy: Any) -> None:
     tiny.latents()
 
 
+def test_replaced_processors_are_detached_without_a_handle(spy: Any) -> None:
+    tiny = testing.wan(layers=1)
+    attachment = attach(tiny.pipe, spy)
+    attention = tiny.pipe.transformer.blocks[0].attn1
+    attention.processor = own = type(attention.processor.vidsparse_original)()
+    with pytest.raises(AlreadyEnabledError):
+        attach(tiny.pipe, spy)
+    assert attachments_of(tiny.pipe) == [attachment]
+    attachment.detach()
+    assert attention.processor is own
+    assert not tiny.pipe.transformer._forward_pre_hooks
+    tiny.latents()
+
+
+def test_detach_leaves_the_processors_of_another_attachment(spy: Any) -> None:
+    first, second = testing.wan_transformer(), testing.wan_transformer()
+    attachment, other = attach(first, spy), attach(second, spy)
+    mine = first.blocks[0].attn1
+    mine.processor = second.blocks[0].attn1.processor
+    with pytest.raises(UsageError, match="were replaced"):
+        forward(first, 900.0)
+    attachment.detach()
+    assert mine.processor is second.blocks[0].attn1.processor
+    other.detach()
+
+
+def test_swapped_transformer_is_no_silent_loss(spy: Any) -> None:
+    tiny, other = testing.wan(layers=1), testing.wan(layers=1).pipe.transformer
+    attachment = attach(tiny.pipe, spy)
+    assert attachment.misses() is None
+    old, tiny.pipe.transformer = tiny.pipe.transformer, other
+    assert "WanPipeline no longer holds" in str(attachment.misses())
+    with pytest.raises(AlreadyEnabledError, match="no longer holds a transformer"):
+        attach(tiny.pipe, spy)
+    assert attachments_of(tiny.pipe) == attachments_of(old) == [attachment]
+    attachment.detach()
+    assert attachment.misses() is None
+    assert not old._forward_pre_hooks
+    attach(tiny.pipe, spy).detach()
+
+
+def test_pipeline_whose_transformer_is_gone_can_be_attached_anew(spy: Any) -> None:
+    tiny = testing.wan(layers=1)
+    attachment = attach(tiny.pipe, spy)
+    tiny.pipe.transformer = testing.wan(layers=1).pipe.transformer
+    gc.collect()
+    assert attachments_of(tiny.pipe) == []
+    assert attachment.misses() is not None
+    attach(tiny.pipe, spy).detach()
+
+
 def test_chosen_backend_is_used_and_outlives_the_attachment(spy: Any) -> None:
     transformer = testing.wan_transformer()
     attachment = attach(transformer, spy)
