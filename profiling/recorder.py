@@ -21,8 +21,9 @@ class CallRecorder:
     dense: Counter[str] = field(default_factory=Counter)
     sparse_calls: int = 0
     rows: list[tuple[object, Tensor | float]] = field(default_factory=list)
-    _density: Tensor | None = None
-    _bound: Tensor | None = None
+    # Sums by device: layers of one model may be spread over several.
+    _density: dict[torch.device, Tensor] = field(default_factory=dict)
+    _bound: dict[torch.device, Tensor] = field(default_factory=dict)
     _bounds: int = 0
 
     def record_dense(self, reason: str, site: object) -> None:
@@ -42,10 +43,10 @@ class CallRecorder:
             error_bound: 0-dim, see ``AttentionPlan``; None where it is unknown.
         """
         density = density.detach().to(torch.float32)
-        self._density = density if self._density is None else self._density + density
+        _add(self._density, density)
         self.sparse_calls += 1
         if error_bound is not None:
-            self._bound = error_bound if self._bound is None else self._bound + error_bound
+            _add(self._bound, error_bound)
             self._bounds += 1
         if self.keep_sites:
             self.rows.append((site, density))
@@ -61,7 +62,8 @@ class CallRecorder:
         self.dense.clear()
         self.rows.clear()
         self.sparse_calls = 0
-        self._density = self._bound = None
+        self._density.clear()
+        self._bound.clear()
         self._bounds = 0
 
     @property
@@ -71,15 +73,23 @@ class CallRecorder:
 
     def sparse_density(self) -> float | None:
         """Return the mean density of the sparse calls in (0, 1]; None without any."""
-        return None if self._density is None else float(self._density) / self.sparse_calls
+        return _total(self._density) / self.sparse_calls if self.sparse_calls else None
 
     def error_bound(self) -> float | None:
         """Return the mean bound of the sparse calls that have one; None without any."""
-        return None if self._bound is None else float(self._bound) / self._bounds
+        return _total(self._bound) / self._bounds if self._bounds else None
 
     def overall_density(self) -> float | None:
         """Return the mean density of all calls, dense ones counting 1; None without any."""
         if not self.calls:
             return None
-        kept = 0.0 if self._density is None else float(self._density)
-        return (kept + self.dense.total()) / self.calls
+        return (_total(self._density) + self.dense.total()) / self.calls
+
+
+def _add(sums: dict[torch.device, Tensor], value: Tensor) -> None:
+    known = sums.get(value.device)
+    sums[value.device] = value if known is None else known + value
+
+
+def _total(sums: dict[torch.device, Tensor]) -> float:
+    return sum(float(x) for x in sums.values())

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from vidsparse.errors import UsageError
@@ -64,3 +65,11 @@ def test_a_share_of_unknown_steps_says_what_to_do():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError, match="must"):
         DenseSchedule(**wrong)
+
+
+def test_whole_numbers_of_any_kind_are_counts() -> None:
+    schedule = DenseSchedule(dense_steps=np.int64(1), dense_layers=np.int32(3))
+    assert schedule.reason(replace(SITE, step=1, layer=3, num_steps=50, num_layers=40)) is None
+    assert schedule.first_sparse_layer(40) == 3
+    assert DenseSchedule(dense_layers=0.5).first_sparse_layer(40) == 20
+    assert DenseSchedule(dense_layers=99).first_sparse_layer(40) == 40

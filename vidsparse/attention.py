@@ -1,7 +1,7 @@
 """Run a method's plan, and join one method with its states."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,15 @@ DenseOp = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Below this many tokens one block holds most of the sequence and planning costs more than it saves.
 SHORT_SEQUENCE = 256
+
+
+@dataclass(frozen=True)
+class _Took:
+    """How a call was made: densely for a reason, or with a density and what bounds its error."""
+
+    dense_reason: str | None
+    density: Tensor | None = None
+    error_bound: Tensor | None = None
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -220,6 +229,8 @@ class SparseAttention:
         elif site.step != self._step:
             self._most_bytes = self.most_state_bytes()
         self._step = site.step
+        first = self.schedule.first_sparse_layer(site.num_layers)
+        site = replace(site, first_sparse_layer=first)
         reason = self._dense_reason(layout, site)
         if reason is not None:
             self.recorder.record_dense(reason, site)
@@ -231,7 +242,9 @@ class SparseAttention:
             return self._attend_without_padding(q, k, v, layout, site, reason)
         if reason is not None:
             return dense(q, k, v)
-        return self._attend(q, k, v, layout, site, dense)
+        out, took = self._attend(q, k, v, layout, site, dense)
+        self._record([took], site)
+        return out
 
     def reset(self) -> None:
         """Drop all states, as a new generation does."""
@@ -266,21 +279,31 @@ class SparseAttention:
         site: CallSite,
         dense: DenseOp,
         row: int | None = None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, "_Took"]:
         state = self._state(q, site, row)
         plan = self.method.decide(q, k, v, layout, site, state)
-        if plan is None:
-            self.recorder.record_dense(f"{self.method.name} asked for it", site)
-            return dense(q, k, v)
-        if plan.dense_reason is not None:
-            self.recorder.record_dense(plan.dense_reason, site)
-        else:
-            self.recorder.record_sparse(plan.density(), site, error_bound=plan.error_bound)
         self.recorder.mark("plan")
-        return attend_and_learn(
+        if plan is None:
+            return dense(q, k, v), _Took(f"{self.method.name} asked for it")
+        out = attend_and_learn(
             self.method, plan, q, k, v, site, state, impl=self.impl,
             eight_bit=not self._is_native(plan), dense=dense, mark=self.recorder.mark,
         )  # fmt: skip
+        if plan.dense_reason is not None:
+            return out, _Took(plan.dense_reason)
+        return out, _Took(None, plan.density(), plan.error_bound)
+
+    def _record(self, rows: list["_Took"], site: CallSite) -> None:
+        """Count one call, by the mean over its batch rows where these differ."""
+        densities = [row.density for row in rows if row.density is not None]
+        if not densities:
+            self.recorder.record_dense(rows[0].dense_reason or "", site)
+            return
+        dense = len(rows) - len(densities)
+        density = (torch.stack(densities).sum() + dense) / len(rows)
+        bounds = [row.error_bound for row in rows if row.error_bound is not None]
+        bound = torch.stack(bounds).mean() if bounds else None
+        self.recorder.record_sparse(density, site, error_bound=bound)
 
     def _is_native(self, plan: AttentionPlan) -> bool:
         # A plan that keeps every block, to look at them, is no sparse call.
@@ -299,7 +322,7 @@ class SparseAttention:
         """Attend per batch row to its own valid tokens; padding text sees only padding."""
         all_8bit = self.precision is Precision.ALL_8BIT
         dense = attend_densely_8bit if all_8bit else dense_attention
-        out = torch.empty_like(q)
+        out, rows = torch.empty_like(q), []
         for row, valid in enumerate(layout.text_valid or ()):
             end = layout.video_end + valid
             real = (slice(row, row + 1), slice(None), slice(0, end))
@@ -309,9 +332,12 @@ class SparseAttention:
             if dense_reason is not None:
                 out[real] = dense(*tokens)
             else:
-                out[real] = self._attend(*tokens, trimmed, site, dense, row)
+                out[real], took = self._attend(*tokens, trimmed, site, dense, row)
+                rows.append(took)
             if end < q.shape[2]:
                 out[rest] = dense_attention(q[rest], k[rest], v[rest])
+        if rows:
+            self._record(rows, site)
         return out
 
     def _state(self, q: Tensor, site: CallSite, row: int | None) -> Any:

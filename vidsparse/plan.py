@@ -99,6 +99,7 @@ class CallSite:
         sigma: noise level in [0, 1] (timestep / 1000); None when unknown.
         branch: forward of this step (0 conditional, 1 unconditional for most pipelines).
         generation: counts generations of this attachment.
+        first_sparse_layer: the first layer that may be sparse, as the schedule has it.
     """
 
     transformer: str
@@ -109,6 +110,7 @@ class CallSite:
     sigma: float | None
     branch: int
     generation: int
+    first_sparse_layer: int = 0
 
     def __str__(self) -> str:
         """Return a short name for messages."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from vidsparse.errors import UsageError
 from vidsparse.plan import CallSite
@@ -32,7 +33,7 @@ class DenseSchedule:
     def __post_init__(self) -> None:
         for name in ("dense_steps", "dense_layers"):
             value = getattr(self, name)
-            most = 1 if isinstance(value, float) else math.inf
+            most = math.inf if isinstance(value, Integral) else 1
             if not 0 <= value <= most:
                 raise UsageError(
                     f"{name}={value} must be a share in [0, 1] or a whole number of at least 0"
@@ -58,9 +59,13 @@ class DenseSchedule:
             return "dense above sigma"
         return None
 
+    def first_sparse_layer(self, num_layers: int) -> int:
+        """Return the first layer that may be sparse, ``num_layers`` when none may."""
+        return min(self._count(self.dense_layers, num_layers), num_layers)
+
     @staticmethod
     def _count(value: float | int, total: int | None) -> int:
-        if isinstance(value, int) or value == 0:
+        if isinstance(value, Integral) or value == 0:
             return int(value)
         if total is None:
             raise UsageError(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vidsparse.methods.block_error import (
 )
 from vidsparse.methods.compensated import Compensated
 from vidsparse.methods.windows import choose_frames
+from vidsparse.plan import CallSite
 from vidsparse.profiling.synthetic import video_qkv
 from vidsparse.schedule import DenseSchedule
 
@@ -83,6 +85,14 @@ def test_output_is_kept_keys_and_weighted_means(layout, exact_at_tangents, cases
                 means.append(value)
             expected = torch.softmax(torch.cat(logits, 1), -1) @ torch.cat(means)
             torch.testing.assert_close(out[0, h, rows].double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_dense_first_layer_costs_the_others_nothing(cases):
+    method = Compensated(0.3)
+    site = CallSite("transformer", 1, 8, 0, 10, 0.5, 0, 0)
+    assert method._density_at(replace(site, layer=0), 0.0) == 0.6
+    assert method._density_at(site, 0.0) < 0.3
+    assert method._density_at(replace(site, first_sparse_layer=1), 0.0) == 0.3
 
 
 def test_scores_equal_a_slow_reference(cases):

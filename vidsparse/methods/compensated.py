@@ -213,6 +213,9 @@ class Compensated(SparseMethod):
 
     def _density_at(self, site: CallSite, least: float) -> float:
         """Return the density of one call: more in the first layer, less in the others."""
+        if site.first_sparse_layer > 0:
+            # The first layer is dense: nobody spends what the others would save for it.
+            return self.density
         if site.num_layers < 2 * self.first_layer or self.budget == "top_p":
             return self.density
         first = min(1.0, self.first_layer * self.density)
