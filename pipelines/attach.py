@@ -240,8 +240,13 @@ def _transformers_of(pipe_or_transformer: Any) -> dict[str, nn.Module]:
 def _held(pipe_or_transformer: Any) -> dict[str, nn.Module]:
     if isinstance(pipe_or_transformer, nn.Module):
         return {_NAMES[0]: pipe_or_transformer}
-    found = {name: getattr(pipe_or_transformer, name, None) for name in _NAMES}
-    return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
+    found: dict[str, nn.Module] = {}
+    for name in _NAMES:
+        each = getattr(pipe_or_transformer, name, None)
+        # One model may have both names.
+        if isinstance(each, nn.Module) and not _among(_unwrap(each), found):
+            found[name] = each
+    return found
 
 
 def _among(module: nn.Module, held: dict[str, nn.Module]) -> bool:

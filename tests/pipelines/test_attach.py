@@ -151,6 +151,16 @@ def test_two_pipelines_in_two_threads_share_nothing(spy: Any) -> None:
         assert own.places == [(0, step, branch) for step in range(8) for branch in range(2)]
 
 
+def test_transformer_with_both_names_is_attached_once(spy: Any) -> None:
+    tiny = testing.wan(layers=1, experts=2)
+    tiny.pipe.transformer_2 = tiny.pipe.transformer
+    attachment = attach(tiny.pipe, spy)
+    tiny.latents(steps=3)
+    attachment.detach()
+    assert spy.places == [(0, step, branch) for step in range(3) for branch in range(2)]
+    assert not tiny.pipe.transformer._forward_pre_hooks
+
+
 def test_attaching_twice_says_what_to_do(wan: TinyPipeline, spy: Any) -> None:
     attachment = attach(wan.pipe, spy)
     with pytest.raises(AlreadyEnabledError, match="WanPipeline; call disable"):
