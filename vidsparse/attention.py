@@ -299,10 +299,11 @@ class SparseAttention:
         if not densities:
             self.recorder.record_dense(rows[0].dense_reason or "", site)
             return
-        dense = len(rows) - len(densities)
-        density = (torch.stack(densities).sum() + dense) / len(rows)
         bounds = [row.error_bound for row in rows if row.error_bound is not None]
-        bound = torch.stack(bounds).mean() if bounds else None
+        density, bound = densities[0], bounds[0] if bounds else None
+        if len(rows) > 1:
+            density = (torch.stack(densities).sum() + len(rows) - len(densities)) / len(rows)
+            bound = torch.stack(bounds).mean() if bounds else None
         self.recorder.record_sparse(density, site, error_bound=bound)
 
     def _is_native(self, plan: AttentionPlan) -> bool:
