@@ -18,12 +18,21 @@ class TensorMemo(Generic[ValueT]):
 
     def __call__(self, tensor: Tensor) -> ValueT:
         """Return the function's value; computed anew after an in-place write."""
-        version = 0 if tensor.is_inference() else tensor._version
+        version = version_of(tensor)
+        if version is None:
+            return self._function(tensor)
         known: tuple[int, ValueT] | None = self._known.get(tensor)
         if known is None or known[0] != version:
             known = version, self._function(tensor)
             self._known[tensor] = known
         return known[1]
+
+
+def version_of(value: object) -> int | None:
+    """Count in-place writes, so that a loop may refill one tensor; None: they leave no trace."""
+    if not isinstance(value, Tensor):
+        return 0
+    return None if value.is_inference() else value._version
 
 
 def count_rows(mask: Tensor) -> tuple[int, ...]:

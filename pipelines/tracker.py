@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidsparse.pipelines.memo import version_of
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -58,7 +60,7 @@ class StepTracker:
     _inside: bool = False
     _clock: Clock = field(default_factory=Clock)
     _time: Tensor | float | None = None
-    _version: int = 0
+    _version: int | None = None
     _elapsed: float | None = None
 
     def begin_forward(self, time: Tensor | float | None, clock: Clock) -> None:
@@ -66,11 +68,11 @@ class StepTracker:
 
         Args:
             time: the forward's ``timestep``, any shape with the batch first; waits for its device
-                once per tensor object.
+                once per tensor object, for an inference tensor at each forward.
             clock: the pipeline's; an empty one for a bare transformer.
         """
-        version = _version(time)
-        known = time is not None and time is self._time and version == self._version
+        version = version_of(time)
+        known = version is not None and time is self._time and version == self._version
         elapsed = self._elapsed if known else self._read(time, clock)
         if self._begins_generation(elapsed, clock):
             self._begin_generation(clock)
@@ -164,10 +166,3 @@ def _scheduled_steps(scheduler: Any) -> int | None:
     if getattr(scheduler, "num_inference_steps", None) is None:
         return None
     return len(scheduler.timesteps) - (getattr(scheduler, "begin_index", None) or 0)
-
-
-def _version(time: object) -> int:
-    """Count in-place writes, so that a loop may refill one tensor; inference tensors do not."""
-    if not isinstance(time, Tensor) or time.is_inference():
-        return 0
-    return time._version

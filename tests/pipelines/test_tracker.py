@@ -57,6 +57,14 @@ def test_refilled_tensor_is_a_new_step() -> None:
     assert run(tracker, time.fill_(500.0)) == (0, 1, 0)
 
 
+def test_refilled_inference_tensor_is_a_new_step() -> None:
+    tracker = StepTracker()
+    with torch.inference_mode():
+        time = torch.tensor([900.0])
+        places = [run(tracker, time.fill_(t)) for t in (900.0, 900.0, 500.0)]
+    assert places == [(0, 0, 0), (0, 0, 1), (0, 1, 0)]
+
+
 def test_times_that_round_to_one_value_are_told_apart_by_the_scheduler() -> None:
     # 992.3 and 991.5 are both 992 in bfloat16: a linear-quadratic schedule has such steps.
     timesteps = torch.tensor([992.3, 991.5])
