@@ -24,6 +24,8 @@ from vidsparse.loading import load_pipeline
 from vidsparse.pipelines.testing import wan
 from vidsparse.precision import attend_8bit
 from vidsparse.quality import Lpips, ssim_per_frame
+from vidsparse.report import document
+from vidsparse.report.tables import findings
 from vidsparse.request import SparseRequest, parse_count_or_share, parse_method
 from vidsparse.video import to_float, to_uint8
 from vidsparse.watched_sites import watch_sites
@@ -186,6 +188,38 @@ def test_content_is_judged_on_kept_clips_of_dense_too(
     assert set(made.rows()[0]["content"]) == {"shape", "colour", "direction"}
     assert set(made.dense_row()["content"]) == {"shape", "colour", "direction"}
     assert made.rows()[0]["psnr"] == first.rows()[0]["psnr"]
+
+
+@pytest.fixture
+def painted(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    clips = FolderClips(tmp_path)
+
+    def run(*labels: str, level: float = 0.5, seconds: float = 1.0) -> Comparison:
+        clip = Clip(torch.full((2, 3, 16, 16), level), seconds, seconds)
+        monkeypatch.setattr("vidsparse.compare.sample", lambda *_, **__: clip)
+        others = [Contender(label, pipe) for label in labels]
+        scenes = [Scene("x", 3)]
+        return compare(Contender("dense", pipe), others, scenes, SAMPLING, JUDGES, clips=clips)
+
+    monkeypatch.setattr("vidsparse.compare.warm_up", lambda *_, **__: None)
+    return run
+
+
+def test_methods_are_measured_against_the_dense_clip_that_is_there(
+    painted: Any, tmp_path: Path
+) -> None:
+    made = painted("a", level=0.5)
+    assert made.rows()[0]["identical"]
+    FolderClips(tmp_path).video_file(made.dense.key, made.scenes[0]).unlink()
+    assert painted("a", level=0.6).rows()[0]["psnr"] == pytest.approx(20, abs=0.5)
+
+
+def test_a_method_timed_in_another_run_than_dense_is_named(painted: Any) -> None:
+    assert not painted("a").rows()[0]["timed_apart"]
+    made = painted("a", "b", seconds=2.0)
+    assert [row["timed_apart"] for row in made.rows()] == [False, True]
+    (line,) = [line for line in findings(document(made, {})) if "--fresh" in line]
+    assert line.startswith("b: timed in another run than dense")
 
 
 def test_floor_and_context_are_part_of_the_comparison(pipe: Any) -> None:

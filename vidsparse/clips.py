@@ -48,6 +48,9 @@ class ClipFacts:
         content: whether shape, colour and direction are the caption's; None without a judge.
         calls: the method's call summary; None for a dense clip.
         sites: density by layer and step; empty for a dense clip.
+        digest: of its frames; None in files of earlier versions, as the next two.
+        against: digest of the dense clip that ``quality`` is against.
+        run: name of the run that made it; times of one run compare.
     """
 
     denoise_seconds: float
@@ -56,6 +59,9 @@ class ClipFacts:
     content: dict[str, bool] | None = None
     calls: dict[str, Any] | None = None
     sites: tuple[SiteDensity, ...] = ()
+    digest: str | None = None
+    against: str | None = None
+    run: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -185,6 +191,11 @@ def contender_key(label: str, settings: Mapping[str, Any]) -> str:
     """
     plain = "".join(char if char.isalnum() or char in "-_.=" else "-" for char in label)
     return f"{plain[:40].strip('-.')}-{_digest(json.dumps(settings, sort_keys=True, default=str))}"
+
+
+def frames_digest(frames: np.ndarray) -> str:
+    """Return a digest of (F, H, W, 3) uint8 frames."""
+    return sha256(np.ascontiguousarray(frames).data).hexdigest()[:16]
 
 
 def _digest(text: str) -> str:

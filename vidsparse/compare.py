@@ -6,11 +6,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 
-from vidsparse.clips import ClipFacts, Clips, MemoryClips, Scene, SiteDensity, contender_key
+from vidsparse.clips import (
+    ClipFacts,
+    Clips,
+    MemoryClips,
+    Scene,
+    SiteDensity,
+    contender_key,
+    frames_digest,
+)
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.generate import Clip, OnStep, Sampling, sample, warm_up
@@ -95,6 +104,7 @@ class _Run:
     missing: int = 0
     started: int = 0
     keys: dict[int, str] = field(default_factory=dict)
+    name: str = field(default_factory=lambda: uuid4().hex)
 
     def key(self, contender: Contender) -> str:
         """Return a contender's name among the kept clips; presets are read once a run."""
@@ -203,6 +213,7 @@ def _clip(run: _Run, contender: Contender, scene: Scene, dense: Contender | None
         run.started += 1
         made, facts = _generate(run, contender, scene)
         frames = to_uint8(made.video)
+        facts = replace(facts, digest=frames_digest(frames), run=run.name)
     elif _lacks_quality(run, facts, scene, dense) or _lacks_content(run, facts):
         frames = run.clips.frames(key, scene)
     else:
@@ -213,14 +224,19 @@ def _clip(run: _Run, contender: Contender, scene: Scene, dense: Contender | None
 
 
 def _lacks_quality(run: _Run, facts: ClipFacts, scene: Scene, dense: Contender | None) -> bool:
-    """Whether a clip was not measured, or before a metric became available."""
+    """Whether a clip was not measured, or against another dense clip, or with fewer metrics."""
     if dense is None:
         return False
     quality, judges = facts.quality, run.judges
-    if quality is None:
+    if quality is None or facts.against != _digest_of(run, dense, scene):
         return True
     pairs = ((quality.lpips, judges.lpips), (quality.lpips_vgg, judges.lpips_vgg))
     return any(value is None and not isinstance(metric, str) for value, metric in pairs)
+
+
+def _digest_of(run: _Run, contender: Contender, scene: Scene) -> str | None:
+    facts = run.clips.find(run.key(contender), scene)
+    return None if facts is None else facts.digest
 
 
 def _lacks_content(run: _Run, facts: ClipFacts) -> bool:
@@ -265,15 +281,16 @@ def _judged(
     run: _Run, facts: ClipFacts, frames: np.ndarray, scene: Scene, dense: Contender | None
 ) -> ClipFacts:
     """Measure what a clip lacks."""
-    judges, quality, content = run.judges, facts.quality, facts.content
+    judges, quality, content, against = run.judges, facts.quality, facts.content, facts.against
     if dense is not None and _lacks_quality(run, facts, scene, dense):
         truth = run.clips.frames(run.key(dense), scene)
         pair = [to_float(one).to(judges.device) for one in (frames, truth)]
         quality = compare_videos(pair[0], pair[1], lpips=judges.lpips, lpips_vgg=judges.lpips_vgg)
         _check_finite(quality, scene)
+        against = _digest_of(run, dense, scene)
     if _lacks_content(run, facts):
         content = asdict(score_clip(frames.astype(np.float32) / 255, scene.prompt))
-    return replace(facts, quality=quality, content=content)
+    return replace(facts, quality=quality, content=content, against=against)
 
 
 def _check_finite(quality: Quality, scene: Scene) -> None:

@@ -80,6 +80,7 @@ class Comparison:
             "role": role,
             "key": record.key,
             "speedup": _seconds(self.dense) / _seconds(record),
+            "timed_apart": _timed_apart(record, self.dense),
             **_density(record),
             **_metrics(record.quality),
             "verdict": "the floor" if role == "floor" else None,
@@ -149,6 +150,11 @@ def _intervals(record: Record, dense: Record, prompts: Sequence[str]) -> dict[st
 
 def _seconds(record: Record) -> float:
     return sum(clip.denoise_seconds for clip in record.clips)
+
+
+def _timed_apart(record: Record, dense: Record) -> bool:
+    """Say whether a clip was made in another run than its dense clip, on a machine as it was."""
+    return any(a.run != b.run for a, b in zip(record.clips, dense.clips, strict=True))
 
 
 def _time(record: Record) -> dict[str, Any]:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 TIMED = (
-    "speed-up: dense over sparse denoising time of this run, of all clips together (± is half of "
+    "speed-up: dense over sparse denoising time, of all clips together (± is half of "
     "the 95 % interval of that ratio over redrawn clips), from the first transformer call's "
     "start to the last one's end; text encoding and VAE decoding are not in it"
 )
@@ -99,7 +99,7 @@ def reasons(document: dict[str, Any]) -> list[str]:
 
 
 def findings(document: dict[str, Any]) -> list[str]:
-    """Return what the table does not say: dense, floor, what is unavailable."""
+    """Return what the table does not say: dense, floor, other runs' times, what is missing."""
     dense, rows = document["dense"], document["rows"]
     missing = {row["lpips"]: "LPIPS" for row in rows if isinstance(row["lpips"], str)}
     floor = [row for row in rows if row["role"] == "floor"]
@@ -108,6 +108,7 @@ def findings(document: dict[str, Any]) -> list[str]:
         f"dense: {dense['denoise_seconds']:.2f} s of denoising a clip"
         + (f"; content: {content_text(dense['content'])}" if dense["content"] else ""),
         what,
+        *(f"{row['method']}: {APART}" for row in rows if row.get("timed_apart")),
         *(f"{name} {note}" for note, name in missing.items()),
     ]
 
@@ -128,6 +129,10 @@ def headline(document: dict[str, Any]) -> str:
     )
 
 
+APART = (
+    "timed in another run than dense, on a machine that may have been slower or faster; "
+    "--fresh times both anew"
+)
 NO_FLOOR = "floor: not measured (--floor none), so no method can be told from noise"
 
 
