@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, t
 
 from vidsparse.quality import bootstrap_mean, bootstrap_ratio
+from vidsparse.quality.intervals import student_quantile
 
 
 def test_interval_is_scipys_percentile_bootstrap() -> None:
@@ -21,6 +22,44 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     found = [bootstrap_mean(list(rng.normal(0, 1, 20)), resamples=400) for _ in range(300)]
     covered = np.mean([one.low <= 0 <= one.high for one in found])
     assert 0.87 < covered < 0.98
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_interval_of_few_prompts_covers_the_mean_as_often_as_it_says(count: int) -> None:
+    rng = np.random.default_rng(count)
+    hits = []
+    for values in rng.normal(-0.6, 0.3, (1000, count)):
+        found = bootstrap_mean(list(values), range(count), resamples=50)
+        hits.append(found.low <= -0.6 <= found.high)
+    assert np.mean(hits) >= 0.93
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_interval_of_a_ratio_over_few_prompts_covers_it(count: int) -> None:
+    rng = np.random.default_rng(count)
+    hits = []
+    for _ in range(1000):
+        below = rng.uniform(8, 12, 2 * count)
+        above = 1.5 * below + rng.normal(0, 0.4, 2 * count)
+        found = bootstrap_ratio(list(above), list(below), [*range(count)] * 2, resamples=50)
+        hits.append(found.low <= 1.5 <= found.high)
+    assert np.mean(hits) >= 0.93
+
+
+def test_interval_of_few_clips_is_students() -> None:
+    values = [1.0, 2.0, 4.0, 5.0]
+    found = bootstrap_mean(values)
+    expected = t.interval(0.95, 3, np.mean(values), np.std(values, ddof=1) / 2)
+    assert (found.low, found.high) == pytest.approx(expected)
+    grouped = bootstrap_mean([value for value in values for _ in range(3)], [*"aaabbbcccddd"])
+    assert (grouped.low, grouped.high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 6, 9])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_quantile_is_scipys(freedom: int, confidence: float) -> None:
+    expected = t.ppf((1 + confidence) / 2, freedom)
+    assert student_quantile(confidence, freedom) == pytest.approx(expected)
 
 
 def test_ratio_of_sums_is_within_its_interval() -> None:

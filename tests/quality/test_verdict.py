@@ -14,7 +14,7 @@ def clips(*psnr: float, ssim: float = 0.9, lpips: float | None = None) -> list[Q
 
 def test_as_close_as_the_floor_is_indistinguishable() -> None:
     floor = clips(40, 35, 30, 38)
-    found = judge(clips(39.9, 35.2, 29.9, 38), floor, [0.3] * 4, None, PROMPTS)
+    found = judge(clips(39.95, 35.05, 29.95, 38), floor, [0.3] * 4, None, PROMPTS)
     assert found.name == "indistinguishable"
     assert found.position == pytest.approx(1.0)
 

@@ -1,5 +1,11 @@
-"""Means and ratios over clips with bootstrap confidence intervals, paired and grouped by prompt."""
+"""Means and ratios over clips with confidence intervals, paired and grouped by prompt.
 
+The intervals are percentile bootstrap ones. Of few prompts these are too narrow: at 95 % they hold
+the mean of normal values 50 % of the time for two and 88 % for eight. Below ``FEW`` prompts they
+are widened to Student's t interval, which holds it as often as it says.
+"""
+
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +14,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+# Groups, or clips of one group, from which on bootstrap stands alone.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,11 @@ def bootstrap_mean(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Return a mean with its percentile bootstrap interval.
+    """Return a mean with its confidence interval.
 
     Clips of one prompt are more alike than others, so whole prompts are drawn with replacement
     first, and then clips within each. With one group this is the ordinary bootstrap over clips.
+    Below ``FEW`` groups, or clips of one group, the wider of this and Student's t stands.
 
     Args:
         values: one finite number per clip; differences to another contender's for paired tests.
@@ -69,10 +78,11 @@ def bootstrap_ratio(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Return the ratio of two sums over clips with its percentile bootstrap interval.
+    """Return the ratio of two sums over clips with its confidence interval.
 
     Pairs are drawn together, grouped as in ``bootstrap_mean``; ``mean`` is the ratio of the sums
-    and ``spread`` that of the clips' own ratios.
+    and ``spread`` that of the clips' own ratios. Student's t takes the ratio as linear in the sums
+    (delta method).
 
     Args:
         above: one finite number per clip, such as the seconds of dense.
@@ -108,7 +118,7 @@ def _labels(groups: Sequence[Hashable] | None, count: int) -> list[Hashable]:
 def _interval(
     pairs: np.ndarray, labels: list[Hashable], confidence: float, resamples: int, seed: int
 ) -> Interval:
-    """Bootstrap the ratio of the sums of (N, 2) pairs."""
+    """Return the ratio of the sums of (N, 2) pairs with its interval."""
     total = pairs.sum(0)
     ratio, each = float(total[0] / total[1]), pairs[:, 0] / pairs[:, 1]
     if len(pairs) == 1:
@@ -117,7 +127,51 @@ def _interval(
     drawn = _resampled_sums(parts, resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
+    units = np.stack([part.sum(0) for part in parts]) if len(parts) > 1 else pairs
+    if len(units) < FEW:
+        half = _student_half(units, confidence)
+        low, high = min(low, ratio - half), max(high, ratio + half)
     return Interval(ratio, float(each.std(ddof=1)), float(low), float(high), len(pairs))
+
+
+def _student_half(units: np.ndarray, confidence: float) -> float:
+    """Return half of Student's interval of the ratio of the sums of (G, 2) independent pairs."""
+    above, below = units.sum(0)
+    # What each unit adds to the ratio's error, to first order.
+    errors = (units[:, 0] - above / below * units[:, 1]) / below
+    count = len(units)
+    spread = math.sqrt(count / (count - 1) * float(np.square(errors).sum()))
+    return student_quantile(confidence, count - 1) * spread
+
+
+def student_quantile(confidence: float, freedom: int) -> float:
+    """Return t such that Student's distribution lies within -t and t that often.
+
+    Args:
+        confidence: in (0, 1).
+        freedom: degrees of freedom, at least 1.
+
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, by bisection over the angle.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = _share_within(middle, freedom) < confidence
+        low, high = (middle, high) if inside else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _share_within(angle: float, freedom: int) -> float:
+    """Return how often Student's t lies within sqrt(freedom) tan(angle) of 0."""
+    odd = freedom % 2
+    power = math.cos(angle) if odd else 1.0
+    term, total = power, 0.0
+    for index in range(freedom // 2):
+        total += term
+        step = 2 * index + 1 + odd
+        term *= math.cos(angle) ** 2 * step / (step + 1)
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
 
 
 def _resampled_sums(

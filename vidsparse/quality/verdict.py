@@ -8,7 +8,7 @@ that shares nothing with the clip but how it was made.
 The rule, per method:
 
 1. **indistinguishable**: every frame is dense's, or the method is not worse than the floor. That
-   is a test of non-inferiority on paired clips: the lower end of the 95 % bootstrap interval of
+   is a test of non-inferiority on paired clips: the lower end of the 95 % interval of
    (method - floor) must not fall under -0.5 dB of PSNR and -0.005 of SSIM, nor its LPIPS rise
    above the floor's by 0.005 where there is LPIPS. A wide interval, from few clips, does not pass.
    With a single clip its difference stands in for the interval.
