@@ -74,7 +74,13 @@ class MotifVideoFamily(ModelFamily):
         return torch.cat((images, order + image.shape[1]), dim=1)
 
     def call_layout(self, layout: VideoLayout, num_tokens: int) -> VideoLayout:
-        """Return the layout of an encoding call, or of one over two copies of the video."""
-        if num_tokens != 2 * layout.video_tokens or num_tokens == layout.num_tokens:
+        """Return the layout of an encoding call, or of one over two copies of the video.
+
+        With as much text as video both are of one size, but only encoding calls have a mask. If
+        one was given, both get the second layout, which does not explain the mask: encoding calls
+        stay dense. If none was, both get the first, and the second copy is treated as text.
+        """
+        alike = num_tokens == layout.num_tokens and layout.text_valid is None
+        if num_tokens != 2 * layout.video_tokens or alike:
             return layout
         return replace(layout, frames=2 * layout.frames, text_after=0, text_valid=None)

@@ -44,3 +44,26 @@ def test_sparse_video_does_not_depend_on_the_side_of_the_padding() -> None:
             videos.append(tiny.latents(changes=LARGE))
     assert float((videos[0] - videos[1]).abs().max() / videos[0].abs().max()) < 1e-5
     assert torch.isfinite(videos[0]).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_as_much_text_as_video_loses_no_copy_of_the_video(masked: bool) -> None:
+    transformer = testing_more.motif_video().pipe.transformer
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 33, 1, 32, 32, generator=generator),
+        "timestep": torch.tensor([900.0]),
+        "encoder_hidden_states": torch.randn(1, 256, 16, generator=generator),
+        "encoder_attention_mask": (torch.arange(256) < 40)[None] if masked else None,
+    }
+    with torch.no_grad():
+        expected = transformer(**inputs).sample
+        # Nothing is below a threshold of 0: every block is kept.
+        with vidsparse.enabled(
+            transformer, "lite", dense_steps=0, parameters={"threshold": 0.0}
+        ) as handle:
+            found = transformer(**inputs).sample
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    encoding = {"attention mask": 2} if masked else {}
+    every = {"lite looks at every tile": 3 - sum(encoding.values())}
+    assert handle.summary().dense_calls == {**encoding, **every}
