@@ -12,8 +12,8 @@ Row = dict[str, Any]
 
 # What tells the points of a sweep or bench apart.
 _KEY = (
-    "case", "shape", "layers", "method", "impl", "heads", "phase", "grid", "requested_density",
-    "step", "num_steps", "statistic",
+    "case", "model", "dtype", "shape", "size", "layers", "method", "impl", "compiled", "heads",
+    "phase", "grid", "requested_density", "step", "num_steps", "dense_steps", "clips", "statistic",
 )  # fmt: skip
 
 # What rows of several runs in one file need to be told apart.
@@ -26,7 +26,8 @@ class RowFile:
     Args:
         path: the file; None only prints.
         meta: how the rows were measured; each row carries its device and commit.
-        append: keep the rows the file has; a row of the same point, by ``_KEY``, is replaced.
+        append: keep the rows the file has; a row of the same point, by ``_KEY``, is replaced. Rows
+            written before a field was added to them differ from all that have it.
     """
 
     def __init__(self, path: Path | None, meta: dict[str, Any], *, append: bool = False) -> None:

@@ -50,6 +50,7 @@ class SweepSettings:
         dense_steps: share of the first steps that stay dense for every method.
         clips_at_once: clips per pipeline call; more use a GPU better.
         grid: name for the rows.
+        model: alike.
 
     Raises:
         UsageError: prompts and seeds differ in number, or steps are missing.
@@ -61,6 +62,7 @@ class SweepSettings:
     dense_steps: float = 0.2
     clips_at_once: int = 1
     grid: str = ""
+    model: str = ""
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.seeds) or not self.prompts:
@@ -98,10 +100,11 @@ def quality_sweep(
         deadline: ``time.monotonic()`` after which no further point is begun.
 
     Returns:
-        Rows ``{method, grid, tokens, density, requested_density, compensate, recall,
-        oracle_recall, psnr, psnr_per_clip, floor_psnr, clips, seconds}``: ``density`` is the mean
-        over the sparse calls, recalls are means over sampled queries at a few layers and steps of
-        the dense run, PSNR in dB is a mean over frames, then clips.
+        Rows ``{method, model, dtype, grid, size, num_steps, dense_steps, tokens, density,
+        requested_density, compensate, recall, oracle_recall, psnr, psnr_per_clip, floor_psnr,
+        clips, seconds}``: ``size`` is width, height and frames, ``density`` the mean over the
+        sparse calls, recalls are means over sampled queries at a few layers and steps of the
+        dense run, PSNR in dB is a mean over frames, then clips.
 
     Raises:
         UsageError: a method or parameter is unknown or out of range.
@@ -159,7 +162,7 @@ def _point(
         summary = handle.summary()
     return {
         "method": spec,
-        "grid": settings.grid,
+        **_place(pipe, settings),
         "tokens": judge.sites[0].layout.num_tokens if judge.sites else None,
         "density": _rounded(summary.density, 4),
         "requested_density": density,
@@ -170,6 +173,19 @@ def _point(
         "psnr_per_clip": [round(value, 2) for value in psnrs],
         "clips": len(psnrs),
         "seconds": round(time.monotonic() - start, 1),
+    }
+
+
+def _place(pipe: Any, settings: SweepSettings) -> Row:
+    """Return where points are measured: what tells rows of several sweeps in a file apart."""
+    sampling = settings.sampling
+    return {
+        "model": settings.model,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "grid": settings.grid,
+        "size": [sampling.width, sampling.height, sampling.num_frames],
+        "num_steps": sampling.steps,
+        "dense_steps": settings.dense_steps,
     }
 
 
@@ -262,6 +278,7 @@ def _settings(options: argparse.Namespace, device: torch.device) -> SweepSetting
         dense_steps=options.dense_steps,
         clips_at_once=options.clips_at_once or (options.clips if device.type == "cuda" else 1),
         grid=options.grid or "",
+        model=options.model,
     )
 
 

@@ -197,6 +197,38 @@ def test_row_file_keeps_rows_and_replaces_the_same_point(tmp_path):
     assert saved["meta"] == {"device": "y"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "other"},
+        {"dtype": "bfloat16"},
+        {"size": [64, 64, 9]},
+        {"num_steps": 40},
+        {"dense_steps": 0.5},
+        {"clips": 1},
+        {"compiled": True},
+    ],
+)
+def test_row_file_keeps_rows_of_other_settings(tmp_path, change):
+    path, row = tmp_path / "rows.json", {"method": "a", "requested_density": 0.5}
+    RowFile(path, {"device": "x"})(row)
+    RowFile(path, {"device": "x"}, append=True)(row | change)
+    assert json.loads(path.read_text())["rows"] == [
+        {**row, "device": "x"},
+        {**row, **change, "device": "x"},
+    ]
+
+
+def test_rows_say_where_they_were_measured(pipe):
+    settings = replace(SETTINGS, model="a-model")
+    (row,) = quality_sweep(pipe, ["random"], [0.5], settings, with_recall=False)
+    assert row["model"] == "a-model"
+    assert row["dtype"] == "float32"
+    assert row["grid"] == "test"
+    assert row["size"] == [SAMPLING.width, SAMPLING.height, SAMPLING.num_frames]
+    assert (row["num_steps"], row["dense_steps"]) == (SAMPLING.steps, 0.25)
+
+
 def test_row_file_keeps_its_rows_when_it_is_killed_while_writing(tmp_path, cut_off_writes):
     path = tmp_path / "rows.json"
     keep = RowFile(path, {"device": "x"})
