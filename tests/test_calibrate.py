@@ -12,13 +12,14 @@ from torch import Tensor
 import vidsparse
 from vidsparse import cli
 from vidsparse.attention import run_plan
-from vidsparse.calibrate import calibrate
+from vidsparse.calibrate import Calibration, Choice, calibrate
 from vidsparse.clips import Scene
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.generate import Sampling, sample
 from vidsparse.methods.base import SparseMethod
 from vidsparse.methods.lite import Lite
+from vidsparse.methods.lite_thresholds import ThresholdTable
 from vidsparse.pipelines.testing import wan
 
 # 256 tokens, the fewest that are attended to sparsely.
@@ -92,6 +93,15 @@ def test_the_next_candidate_would_have_been_too_much(pipe, found):
             sample(pipe, scene.prompt, SAMPLING, seed=scene.seed)
     later = [watcher.errors.get((choice.layer, s), [0.0]) for s in range(choice.segment, 3)]
     assert max(sum(errors) / len(errors) for errors in later) > TARGET
+
+
+def test_density_is_that_of_places_that_skipped():
+    def at(threshold, density):
+        return Choice("transformer", 0, 0, threshold, 0.0, density)
+
+    table = ThresholdTable("running_mass", (32, 16), {"transformer": ((0.0,),)})
+    assert Calibration(table, (at(0.0, 1.0), at(0.2, 0.5)), 0.05).density() == 0.5
+    assert Calibration(table, (at(0.0, 1.0),), 0.05).density() == 1
 
 
 def test_a_smaller_error_keeps_more(pipe, found):

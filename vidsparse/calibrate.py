@@ -67,8 +67,11 @@ class Calibration:
     target_error: float
 
     def density(self) -> float:
-        """Return the mean kept share of the calls that skipped, over layers and segments."""
-        return fmean(choice.density for choice in self.choices)
+        """Return the mean kept share where something was skipped; 1 where nothing was.
+
+        It is over layers and segments.
+        """
+        return fmean([c.density for c in self.choices if c.density < 1] or [1.0])
 
     def preset(self, pipe: Any, lite: Lite, dense_steps: float | int) -> SparseConfig:
         """Make the settings that use the thresholds, for this model only.
@@ -91,7 +94,8 @@ class Calibration:
             model=model_of(pipe),
             note=(
                 f"thresholds calibrated to a relative L1 error of {self.target_error} of each "
-                f"attention output against dense; kept on average {self.density():.3f}"
+                f"attention output against dense; kept on average {self.density():.3f} where it "
+                "skipped"
             ),
         )
 
