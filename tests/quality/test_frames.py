@@ -10,8 +10,10 @@ from torchmetrics.functional.image import (
 from torchmetrics.functional.image import peak_signal_noise_ratio as tm_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure as tm_ssim
 
+from vidsparse.clips import ClipFacts, Scene
 from vidsparse.quality import (
     PSNR_OF_EQUAL_FRAMES,
+    Quality,
     mean_psnr,
     ms_ssim_per_frame,
     pooled_psnr,
@@ -19,6 +21,7 @@ from vidsparse.quality import (
     ssim_per_frame,
 )
 from vidsparse.quality.frames import ms_ssim_scales
+from vidsparse.scores import Comparison, Record
 
 
 def noisy(size: tuple[int, int] = (40, 33), frames: int = 5) -> tuple[Tensor, Tensor]:
@@ -122,6 +125,25 @@ def test_single_frame_keeps_its_axis() -> None:
 def test_one_equal_frame_does_not_make_the_mean_infinite() -> None:
     assert mean_psnr((math.inf, 20.0)) == (PSNR_OF_EQUAL_FRAMES + 20.0) / 2
     assert math.isinf(mean_psnr((math.inf, math.inf)))
+
+
+def test_no_frame_counts_more_than_an_equal_one() -> None:
+    reference = torch.zeros(2, 3, 720, 1280)
+    video = reference.clone()
+    video[:, 0, 0, 0] = 1 / 255
+    nearly = psnr_per_frame(video, reference).tolist()
+    assert min(nearly) > PSNR_OF_EQUAL_FRAMES
+    assert mean_psnr(nearly) == mean_psnr([math.inf, nearly[0]]) == PSNR_OF_EQUAL_FRAMES
+
+
+def test_row_and_interval_take_the_same_psnr() -> None:
+    clips = [Quality(psnr=(112.5, 112.5), ssim=(1.0, 1.0), lpips=None, lpips_note="none")] * 2
+    records = [Record("dense", "", [ClipFacts(1, 1)] * 2)]
+    records.append(Record("m", "", [ClipFacts(1, 1, quality) for quality in clips]))
+    scenes = (Scene("a", 0), Scene("b", 1))
+    (row,) = Comparison(scenes, records[0], (records[1],)).rows()
+    assert row["psnr"] == row["intervals"]["psnr"]["mean"] == PSNR_OF_EQUAL_FRAMES
+    assert not row["identical"]
 
 
 def test_pooled_psnr_is_that_of_the_pooled_error() -> None:

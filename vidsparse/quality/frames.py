@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 # A frame that equals its reference has infinite PSNR. In a mean with frames that do not, it
-# counts this much, so that one such frame does not hide the others.
+# counts this much, so that one such frame does not hide the others. No frame counts more: one
+# value off by one step of 255 in a 720p frame gives 112 dB.
 PSNR_OF_EQUAL_FRAMES = 100.0
 
 # Weights of the scales, finest first: Wang, Simoncelli and Bovik 2003.
@@ -51,10 +52,10 @@ def psnr_per_frame(video: Tensor, reference: Tensor) -> Tensor:
 
 
 def mean_psnr(values: Sequence[float]) -> float:
-    """Average PSNR in dB; infinite only when all values are (see ``PSNR_OF_EQUAL_FRAMES``)."""
+    """Average PSNR in dB, each at most ``PSNR_OF_EQUAL_FRAMES``; infinite only when all are."""
     if all(math.isinf(value) for value in values):
         return math.inf
-    return fmean(PSNR_OF_EQUAL_FRAMES if math.isinf(value) else value for value in values)
+    return fmean(min(value, PSNR_OF_EQUAL_FRAMES) for value in values)
 
 
 def pooled_psnr(values: Sequence[float]) -> float:
