@@ -178,6 +178,17 @@ def test_missing_and_broken_videos_are_refused(tmp_path: Path) -> None:
         read_video(tmp_path / "bad.mp4")
 
 
+def test_many_clips_are_laid_out_in_rows_that_an_encoder_takes(tmp_path: Path) -> None:
+    clips = [(str(i), np.full((1, 720, 1280, 3), 10 * i, np.uint8)) for i in range(13)]
+    assert side_by_side(clips[:12]).shape == (1, 742, 12 * 1284 - 4, 3)
+    frames = side_by_side(clips)
+    assert frames.shape == (1, 5 * 746 - 4, 3 * 1284 - 4, 3)
+    # The last row has one clip, then white.
+    assert (frames[0, -1, 100] == 120).all()
+    assert (frames[0, -1, -100] == 255).all()
+    write_frames(tmp_path / "a.mp4", frames)
+
+
 def test_side_by_side_shows_every_clip_under_its_label() -> None:
     shape = (4, 32, 48, 3)
     clips = [("dense", np.zeros(shape, np.uint8)), ("svg", np.full(shape, 128, np.uint8))]

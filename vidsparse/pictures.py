@@ -1,5 +1,6 @@
 """Lay clips side by side and on contact sheets."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from vidsparse.files import replacing
 _LABEL_HEIGHT = 22
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _GAP = 4
+# H.264's limit, in pixels.
+_WIDEST = 16384
 
 
 def side_by_side(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Lay clips next to each other under their labels.
+    """Lay clips next to each other under their labels, in rows where one would be too wide.
 
     Args:
         clips: label and (F, H, W, 3) uint8 frames each, all of one shape.
@@ -22,8 +25,18 @@ def side_by_side(clips: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     Returns:
         (F, H', W', 3) uint8; small clips are enlarged to be seen.
     """
-    columns = [_labelled(label, frames) for label, frames in clips]
-    return _join(columns, axis=2)
+    tiles = [_labelled(label, frames) for label, frames in clips]
+    across = _tiles_across(len(tiles), *tiles[0].shape[1:3])
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % across)
+    rows = [_join(tiles[i : i + across], axis=2) for i in range(0, len(tiles), across)]
+    return _join(rows, axis=1)
+
+
+def _tiles_across(count: int, height: int, width: int) -> int:
+    """Return how many tiles lie in a row: all, or what makes the whole about square."""
+    if count * (width + _GAP) - _GAP <= _WIDEST:
+        return count
+    return math.ceil(math.sqrt(count * height / width))
 
 
 def contact_sheet(clips: Sequence[tuple[str, np.ndarray]], *, columns: int = 6) -> np.ndarray:
