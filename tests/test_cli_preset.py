@@ -11,6 +11,7 @@ from vidsparse.cli import app
 from vidsparse.cli_preset import json_schema
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
+from vidsparse.pipelines.testing import wan
 from vidsparse.preset_hub import pull, push
 
 NAME = "svg2-wan-t2v-720p"
@@ -162,3 +163,35 @@ def test_push_uploads_the_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     file = tmp_path / "sent.toml"
     file.write_bytes(sent["path_or_fileobj"])
     assert SparseConfig.load(file) == SparseConfig.load(NAME)
+
+
+MEASURED = """
+method = "svg"
+[parameters]
+density = 0.3
+[measured]
+device = "d"
+dtype = "t"
+clips = 1
+psnr = 30.0
+[measured.target]
+"""
+
+
+def test_a_target_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MEASURED + "min_vmaf = 90.0\n")
+    with pytest.raises(UsageError, match=r"target: unknown bound 'min_vmaf'.*max_lpips"):
+        SparseConfig.load(file)
+
+
+def test_a_target_in_lpips_without_lpips_fails_before_anything_is_generated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MEASURED + "max_lpips = 0.1\n")
+    wan(heads=2, head_dim=32).pipe.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("vidsparse.quality.load_lpips", lambda *_: "unavailable: no")
+    monkeypatch.setattr("vidsparse.tuning.measure.measure_preset", None)
+    with pytest.raises(UsageError, match="needs LPIPS, which is unavailable: no"):
+        run("measure", file, "--model", tmp_path / "model", "--device", "cpu")

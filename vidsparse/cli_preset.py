@@ -138,7 +138,10 @@ def measure(
     pipe, sampling = load_for_sampling(model, grid, asked, device, dtype, quiet=json)
     if config.model is not None and not force:
         check_model(config.model, pipe)
-    lab = PipelineLab(pipe, sampling, load_lpips(pipe.device))
+    lpips = load_lpips(pipe.device)
+    if isinstance(lpips, str) and config.measured and "max_lpips" in config.measured.target:
+        raise UsageError(f"max_lpips, the target of {name}, needs LPIPS, which is {lpips}")
+    lab = PipelineLab(pipe, sampling, lpips)
     found = measure_preset(lab, config.model_copy(update={"model": None}), scenes, label=name)
     if json:
         common.print_json({"sampling": sampling.arguments(), **found.as_dict()})

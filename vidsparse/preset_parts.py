@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vidsparse.errors import UsageError, did_you_mean
 
@@ -89,6 +89,10 @@ class ModelId(Section):
     transformers: dict[str, dict[str, Any]]
 
 
+# Bounds that a target may hold; see vidsparse.tuning.target.
+_BOUNDS = ("min_psnr", "min_ssim", "max_lpips")
+
+
 class Measured(Section):
     """What was measured, on what.
 
@@ -138,6 +142,14 @@ class Measured(Section):
     versions: dict[str, str] = Field(default_factory=dict)
     commit: str | None = None
     date: str | None = None
+
+    @field_validator("target")
+    @classmethod
+    def _known(cls, target: dict[str, float]) -> dict[str, float]:
+        unknown = next((name for name in target if name not in _BOUNDS), None)
+        if unknown is not None:
+            raise ValueError(f"unknown bound {unknown!r}; allowed are {', '.join(_BOUNDS)}")
+        return target
 
 
 Status = Literal["own", "published", "measured"]
