@@ -353,6 +353,15 @@ def test_timer_spans_all_transformer_calls_and_leaves_no_hooks() -> None:
     assert not module._forward_pre_hooks
 
 
+def test_timer_keeps_to_one_kind_of_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As with offloaded weights: on the CPU before the call, on the GPU after it.
+    module, on_gpu = torch.nn.Linear(2, 2), [False, True]
+    monkeypatch.setattr("vidsparse.generate._any_on_gpu", lambda _: on_gpu.pop(0))
+    with DenoiseTimer([module]) as timer:
+        module(torch.zeros(1, 2))
+    assert timer.seconds() > 0
+
+
 def test_clip_is_float_video_on_the_cpu(pipe: Any) -> None:
     clip = sample(pipe, "x", SAMPLING, seed=0)
     assert isinstance(clip, Clip)

@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -245,16 +245,20 @@ def _callback(
 class DenoiseTimer:
     """Time from the first transformer call's start to the last one's end.
 
-    On a GPU it records events, which wait for nothing, and reads them afterwards.
+    On a GPU it records events, which wait for nothing, and reads them afterwards. The first call's
+    inputs say once which: offloaded weights lie on the CPU before a call and on the GPU after it.
     """
 
     def __init__(self, transformers: list[nn.Module]) -> None:
         self._transformers = transformers
+        self._on_gpu = False
         self._first: Any = None
         self._last: Any = None
 
     def __enter__(self) -> "DenoiseTimer":
-        self._hooks = [m.register_forward_pre_hook(self._begin) for m in self._transformers]
+        self._hooks = [
+            m.register_forward_pre_hook(self._begin, with_kwargs=True) for m in self._transformers
+        ]
         self._hooks += [m.register_forward_hook(self._end) for m in self._transformers]
         return self
 
@@ -276,16 +280,21 @@ class DenoiseTimer:
         self._last.synchronize()
         return float(self._first.elapsed_time(self._last)) / 1000
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, module: nn.Module, args: Any, named: dict[str, Any]) -> None:
         if self._first is None:
-            self._first = _now(module)
+            self._on_gpu = _any_on_gpu((*args, *named.values()))
+            self._first = _now(on_gpu=self._on_gpu)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._last = _now(module)
+        self._last = _now(on_gpu=self._on_gpu)
 
 
-def _now(module: nn.Module) -> Any:
-    if next(module.parameters()).device.type != "cuda":
+def _any_on_gpu(inputs: Sequence[Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.is_cuda for value in inputs)
+
+
+def _now(*, on_gpu: bool) -> Any:
+    if not on_gpu:
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
