@@ -63,6 +63,14 @@ def test_metrics_of_lossless_files_are_those_of_the_frames(run: Run, tmp_path: P
     assert text.err == ""
 
 
+def test_frames_smaller_than_the_window_of_ssim_are_refused(run: Run, tmp_path: Path) -> None:
+    write_frames(tmp_path / "a.mkv", frames(height=4))
+    done = run("metrics", tmp_path / "a.mkv", tmp_path / "a.mkv")
+    assert done.code == 2
+    assert "48x4 pixels are too few for SSIM" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
 def test_equal_files_are_identical(run: Run, tmp_path: Path) -> None:
     write_frames(tmp_path / "a.mkv", frames())
     found = json.loads(run("metrics", tmp_path / "a.mkv", tmp_path / "a.mkv", "--json").out)

@@ -23,6 +23,9 @@ _NAMES = {
     "warped_error": "flow-warped squared error beyond the reference's",
 }
 
+# SSIM's windows are filled up by reflecting 5 pixels of the border.
+_LEAST_SIDE = 6
+
 
 def metrics(
     video: Annotated[Path, typer.Argument(help="Video to judge.")],
@@ -65,6 +68,12 @@ def _check_match(paths: list[Path], files: "list[VideoFile]") -> None:
         raise UsageError(
             f"{paths[0]} and {paths[1]} differ in {', '.join(unlike)}; nothing is resized or cut: "
             "give two videos of one size, length and rate"
+        )
+    height, width = a.frames.shape[1:3]
+    if min(height, width) < _LEAST_SIDE:
+        raise UsageError(
+            f"{paths[0]}: frames of {width}x{height} pixels are too few for SSIM; "
+            f"give videos of at least {_LEAST_SIDE}x{_LEAST_SIDE}"
         )
 
 
