@@ -28,6 +28,7 @@ from vidsparse.profiling.contenders import contenders
 from vidsparse.profiling.environment import run_meta
 from vidsparse.profiling.kernel_cases import CPU_CASES, GPU_CASES, KernelCase
 from vidsparse.profiling.precompile import compile_in_processes
+from vidsparse.profiling.rows import print_error
 from vidsparse.profiling.timing import Timing, time_interleaved
 
 _SAMPLED_ROWS = 24
@@ -250,7 +251,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--compile-only", action="store_true", help="run each case once, untimed")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = [c for c in default_cases(device) if not options.case or c.name in options.case]
+    known = default_cases(device)
+    names = [case.name for case in known]
+    for name in options.case or ():
+        if name not in names:
+            print_error(f"error: unknown case {name!r}; use {', '.join(names)}")
+            return 2
+    cases = [case for case in known if not options.case or case.name in options.case]
     impls = [Impl(name) for name in options.impl or ()] or default_impls(device)
     if options.compile_only:
         run_once(cases, impls, device)

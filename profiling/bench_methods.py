@@ -121,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
         run_meta(device, module_command("vidsparse.profiling.bench_methods")),
         append=options.append,
     )
-    cases = [_case(name) for name in options.cases.split(",")]
+    try:
+        cases = [_case(name) for name in options.cases.split(",")]
+    except UsageError as error:
+        print_error(f"error: {error}")
+        return 2
     densities = [float(text) for text in options.densities.split(",")]
     methods = split_methods(options.methods)
     rows = bench_methods(

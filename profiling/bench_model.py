@@ -28,7 +28,7 @@ from vidsparse.plan import CallSite
 from vidsparse.precision import Precision
 from vidsparse.profiling.clock import Clock
 from vidsparse.profiling.environment import run_meta
-from vidsparse.profiling.method_spec import parse_method
+from vidsparse.profiling.method_spec import parse_method, split_methods
 from vidsparse.profiling.model_shapes import Maker, ModelShape, find_shape
 from vidsparse.profiling.recorder import CallRecorder
 from vidsparse.profiling.rows import Row, RowFile, module_command, print_error
@@ -438,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
             find_shape(options.shape), device, options.layers, compiler_of(options.compile)
         )
         for row in bench.rows(
-            options.methods.split(","),
+            split_methods(options.methods),
             options.density,
             rounds=options.rounds,
             on_skip=lambda reason: print_error(f"skipped: {reason}"),

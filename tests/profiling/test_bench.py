@@ -25,3 +25,8 @@ def test_a_kill_while_writing_leaves_the_results_before(tmp_path, cut_off_writes
     with pytest.raises(KeyboardInterrupt):
         bench.main(["--json", str(path)])
     assert path.read_text() == before
+
+
+def test_an_unknown_case_is_one_line(capsys):
+    assert bench.main(["--case", "nope"]) == 2
+    assert "unknown case 'nope'; use " in capsys.readouterr().err

@@ -150,3 +150,12 @@ def test_what_cannot_run_is_refused_before_anything_is_allocated(monkeypatch, ca
         check_memory(find_shape("wan2.1-14b-720p"), torch.device("cuda"), torch.bfloat16)
     with pytest.raises(UsageError, match="must lie in 1 to 40"):
         ModelBench(find_shape("wan2.1-14b-720p"), CPU, 41)
+
+
+def test_methods_are_not_cut_within_brackets(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ModelBench, "rows", lambda self, specs, *_, **__: asked.append(specs) or [])
+    methods = "draft:blocks=[64,64],svg"
+    arguments = ["--shape", "tiny-cpu", "--layers", "1", "--device", "cpu"]
+    assert main([*arguments, "--methods", methods]) == 0
+    assert asked == [["draft:blocks=[64,64]", "svg"]]
