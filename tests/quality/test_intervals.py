@@ -46,6 +46,13 @@ def test_interval_of_a_ratio_over_few_prompts_covers_it(count: int) -> None:
     assert np.mean(hits) >= 0.93
 
 
+def test_interval_of_a_ratio_of_two_clips_is_above_0() -> None:
+    found = bootstrap_ratio([4.0, 8.0], [2.0, 3.0], ["a", "b"])
+    assert 0 < found.low < 2
+    assert found.high > 8 / 3
+    assert found.low * found.high == pytest.approx(found.mean**2)
+
+
 def test_interval_of_few_clips_is_students() -> None:
     values = [1.0, 2.0, 4.0, 5.0]
     found = bootstrap_mean(values)

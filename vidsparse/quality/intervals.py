@@ -6,7 +6,7 @@ are widened to Student's t interval, which holds it as often as it says.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ CONFIDENCE = 0.95
 RESAMPLES = 10_000
 # Groups, or clips of one group, from which on bootstrap stands alone.
 FEW = 10
+
+
+# Takes a value and half of its interval; returns both ends.
+Around = Callable[[float, float], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def bootstrap_mean(
         ValueError: there are no values, some are not finite, or groups differ in number.
     """
     pairs = np.stack([_finite(values), np.ones(len(values))], axis=1)
-    return _interval(pairs, _labels(groups, len(values)), confidence, resamples, seed)
+    return _interval(pairs, _labels(groups, len(values)), _around, confidence, resamples, seed)
 
 
 def bootstrap_ratio(
@@ -81,8 +85,8 @@ def bootstrap_ratio(
     """Return the ratio of two sums over clips with its confidence interval.
 
     Pairs are drawn together, grouped as in ``bootstrap_mean``; ``mean`` is the ratio of the sums
-    and ``spread`` that of the clips' own ratios. Student's t takes the ratio as linear in the sums
-    (delta method).
+    and ``spread`` that of the clips' own ratios. Student's t is that of the ratio's
+    logarithm (delta method), so that both ends are above 0 where the ratio is.
 
     Args:
         above: one finite number per clip, such as the seconds of dense.
@@ -98,7 +102,7 @@ def bootstrap_ratio(
     if len(above) != len(below):
         raise ValueError(f"got {len(above)} values over {len(below)}; give pairs")
     pairs = np.stack([_finite(above), _finite(below)], axis=1)
-    return _interval(pairs, _labels(groups, len(above)), confidence, resamples, seed)
+    return _interval(pairs, _labels(groups, len(above)), _around_ratio, confidence, resamples, seed)
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
@@ -116,7 +120,12 @@ def _labels(groups: Sequence[Hashable] | None, count: int) -> list[Hashable]:
 
 
 def _interval(
-    pairs: np.ndarray, labels: list[Hashable], confidence: float, resamples: int, seed: int
+    pairs: np.ndarray,
+    labels: list[Hashable],
+    around: Around,
+    confidence: float,
+    resamples: int,
+    seed: int,
 ) -> Interval:
     """Return the ratio of the sums of (N, 2) pairs with its interval."""
     total = pairs.sum(0)
@@ -129,9 +138,20 @@ def _interval(
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
     units = np.stack([part.sum(0) for part in parts]) if len(parts) > 1 else pairs
     if len(units) < FEW:
-        half = _student_half(units, confidence)
-        low, high = min(low, ratio - half), max(high, ratio + half)
+        ends = around(ratio, _student_half(units, confidence))
+        low, high = min(low, ends[0]), max(high, ends[1])
     return Interval(ratio, float(each.std(ddof=1)), float(low), float(high), len(pairs))
+
+
+def _around(middle: float, half: float) -> tuple[float, float]:
+    return middle - half, middle + half
+
+
+def _around_ratio(middle: float, half: float) -> tuple[float, float]:
+    if middle <= 0:
+        return _around(middle, half)
+    factor = math.exp(half / middle)
+    return middle / factor, middle * factor
 
 
 def _student_half(units: np.ndarray, confidence: float) -> float:
