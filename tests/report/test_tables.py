@@ -106,3 +106,25 @@ def test_tiles_are_apart_and_start_at_macroblocks() -> None:
     assert len(set(tiles.places)) == 7
     assert all(x % 16 == y % 16 == 0 for x, y in tiles.places)
     assert tiles.heat_scale == pytest.approx(120 / 255, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "meta.dtype", "meta.python", "meta.driver", "meta.commit", "meta.device", "dense.content",
+        "rows.reason", "rows.overall_density", "rows.identical", "rows.intervals.speedup",
+        "rows.lpips", "rows.psnr_pooled",
+    ],
+)  # fmt: skip
+def test_results_that_lack_something_are_refused_in_one_line(
+    results: Results, tmp_path: Path, where: str
+) -> None:
+    found = json.loads(json.dumps(results.document))
+    part, *middle, last = where.split(".")
+    entry = found[part][0] if part == "rows" else found[part]
+    for name in middle:
+        entry = entry[name]
+    del entry[last]
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=f"lacks {part}.*: .*{last}"):
+        Results.load(tmp_path)

@@ -46,23 +46,45 @@ def write_results(folder: Path, found: dict[str, Any]) -> Path:
     return folder / _DOCUMENT
 
 
+_OF_META = (
+    "fps", "command", "model", "sampling", "versions", "date", "device", "driver", "dtype",
+    "python", "commit",
+)  # fmt: skip
+_OF_ROWS = (
+    "key", "method", "role", "verdict", "intervals", "speedup", "density", "overall_density",
+    "identical", "psnr", "psnr_pooled", "ssim", "lpips", "flicker", "content",
+)  # fmt: skip
+
+
 def _lacking(found: dict[str, Any]) -> list[str]:
-    """Name the parts that a results file must have and this one has not."""
-    meta = found.get("meta")
+    """Name what a results file must have and this one has not."""
+    rows: Any = found.get("rows")
     parts = {
-        "scenes": _has(found.get("scenes"), ("prompt", "seed")),
-        "dense": _has([found.get("dense")], ("key", "denoise_seconds")),
-        "rows": _has(found.get("rows"), ("key", "method", "role", "verdict", "intervals")),
-        "meta": _has([meta], ("fps", "command", "model", "sampling", "versions", "date")),
+        "scenes": _missing(found.get("scenes"), ("prompt", "seed")),
+        "dense": _missing([found.get("dense")], ("key", "denoise_seconds", "content")),
+        "rows": _missing(rows, _OF_ROWS) or _missing_in_rows(rows),
+        "meta": _missing([found.get("meta")], _OF_META),
+    }
+    lacking = {name: ", ".join(keys) for name, keys in parts.items() if keys}
+    return [f"{name}: {keys}" if keys else name for name, keys in lacking.items()]
+
+
+def _missing(entries: Any, keys: tuple[str, ...]) -> list[str]:
+    """Name keys that not all entries have; an empty name when there are no entries."""
+    if not isinstance(entries, list) or not entries:
+        return [""]
+    if not all(isinstance(one, dict) for one in entries):
+        return [""]
+    return [key for key in keys if not all(key in one for one in entries)]
+
+
+def _missing_in_rows(rows: list[dict[str, Any]]) -> list[str]:
+    """Name what only some rows have, or has a part of its own."""
+    parts = {
+        "reason": all("reason" in row for row in rows if row["role"] == "method"),
+        "intervals.speedup": all("speedup" in row["intervals"] for row in rows),
     }
     return [name for name, whole in parts.items() if not whole]
-
-
-def _has(entries: Any, keys: tuple[str, ...]) -> bool:
-    """Whether there are entries, and each is an object with these keys."""
-    if not isinstance(entries, list) or not entries:
-        return False
-    return all(isinstance(one, dict) and set(keys) <= set(one) for one in entries)
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class Results:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise UsageError(f"{file} is no results file of format {FORMAT}; run compare again")
         if lacking := _lacking(found):
-            raise UsageError(f"{file} lacks {', '.join(lacking)}; run compare again")
+            raise UsageError(f"{file} lacks {'; '.join(lacking)}; run compare again")
         return Results(folder, found)
 
     @cached_property
