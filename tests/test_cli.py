@@ -222,7 +222,20 @@ def test_an_interrupted_compare_says_how_to_go_on(
     )  # fmt: skip
     assert done.code == 130
     assert f"kept in {tmp_path / 'clips'}; the same command goes on" in done.err
+    assert "without --fresh" not in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_fresh_compare_goes_on_without_it(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vidsparse.compare.compare", stop)
+    done = run("compare", "--model", model, *SIZE, "--floor", "none", "--fresh", "--out", tmp_path)
+    assert done.code == 130
+    assert "the same command without --fresh goes on" in done.err
 
 
 def test_compare_prints_pure_json(run: Run, model: Path, tmp_path: Path) -> None:

@@ -174,7 +174,8 @@ def _make(
                 on_progress=tell,
             )
     except KeyboardInterrupt:
-        common.note(f"finished clips are kept in {clips.folder}; the same command goes on")
+        again = "the same command without --fresh" if fresh else "the same command"
+        common.note(f"finished clips are kept in {clips.folder}; {again} goes on")
         raise
 
 
