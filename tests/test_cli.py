@@ -351,6 +351,18 @@ BAD = {
         ("generate", "--prompt", "x", "--out", "a.mp4", "--density", "0.3"),
         "needs --method",
     ),
+    "lonely precision": (
+        ("generate", "--prompt", "x", "--out", "a.mp4", "--precision", "8bit"),
+        "--precision 8bit needs --method",
+    ),
+    "lonely dense steps": (
+        ("generate", "--prompt", "x", "--out", "a.mp4", "--dense-steps", "0"),
+        "--dense-steps 0 needs --method",
+    ),
+    "lonely dense layers": (
+        ("generate", "--prompt", "x", "--out", "a.mp4", "--dense-layers", "0.1"),
+        "--dense-layers 0.1 needs --method",
+    ),
     "density of dense": (("compare", "--method", "dense", "--density", "0.3"), "leave it out"),
     "own density of dense": (("compare", "--method", "dense:density=0.3"), "leave it out"),
     "density without a picture": (("profile", "--density", "0.5"), "belong to --heads or --maps"),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 DEFAULT_PROMPT = "a small red circle moves right over drifting green stripes"
 
+# Options that a dense clip has no use for.
+_OF_METHODS = ("density", "dense_steps", "dense_layers", "precision")
+
 
 def generate(
     prompt: Annotated[str, typer.Option(help="What the video shows.")],
@@ -82,8 +85,10 @@ def generate(
 
 def _one_request(method: str | None, shared: "SparseRequest") -> "SparseRequest | None":
     if method is None and shared.preset is None:
-        if shared.density is not None:
-            raise UsageError(f"--density {shared.density} needs --method or --preset")
+        for name in _OF_METHODS:
+            if (value := getattr(shared, name)) is not None:
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} {value} needs --method or --preset")
         return None
     return sparse_requests([method] if method else None, shared)[0]
 
