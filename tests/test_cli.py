@@ -363,6 +363,11 @@ BAD = {
         ("generate", "--prompt", "x", "--out", "a.mp4", "--dense-layers", "0.1"),
         "--dense-layers 0.1 needs --method",
     ),
+    "prompt that is no text": (("compare", "--prompt", "a c\udce4t"), "is no UTF-8 text"),
+    "prompt of a clip that is no text": (
+        ("generate", "--prompt", "a c\udce4t", "--out", "a.mp4"),
+        "is no UTF-8 text",
+    ),
     "density of dense": (("compare", "--method", "dense", "--density", "0.3"), "leave it out"),
     "own density of dense": (("compare", "--method", "dense:density=0.3"), "leave it out"),
     "density without a picture": (("profile", "--density", "0.5"), "belong to --heads or --maps"),

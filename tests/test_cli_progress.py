@@ -52,3 +52,9 @@ def test_files_without_prompts_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "prompts.txt").write_bytes(data)
     with pytest.raises(UsageError, match=r"holds no prompt|cannot read prompts"):
         read_scenes([], tmp_path / "prompts.txt", 0, 1)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# animals\na cat\n", encoding="utf-8-sig")
+    assert read_prompts(file) == ["a cat"]

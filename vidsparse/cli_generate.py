@@ -48,9 +48,11 @@ def generate(
     """Generate a video from a prompt, densely or sparsely."""
     from vidsparse.generate import Sampling, sample
     from vidsparse.loading import pick_device
+    from vidsparse.prompts import check_prompt
     from vidsparse.video import check_video_name, write_video
 
     check_video_name(out)
+    check_prompt(prompt)
     shared = common.shared_request(
         density, preset, dense_steps, dense_layers, impl, precision, force=force
     )

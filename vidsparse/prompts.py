@@ -16,12 +16,27 @@ def read_scenes(prompts: list[str], file: Path | None, seed: int, seeds: int) ->
         seeds: per prompt.
 
     Raises:
-        UsageError: there are no seeds, or the file cannot be read or holds no prompt.
+        UsageError: there are no seeds, a prompt is no text, or the file cannot be read or holds
+            no prompt.
     """
     if seeds < 1:
         raise UsageError(f"{seeds} seeds or clips a prompt are none; give at least 1")
+    for prompt in prompts:
+        check_prompt(prompt)
     unique = dict.fromkeys([*prompts, *([] if file is None else read_prompts(file))])
     return [Scene(prompt, seed + i) for prompt in unique for i in range(seeds)]
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse what a terminal of another encoding may pass for a prompt.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"prompt {prompt!r} is no UTF-8 text; type it in UTF-8") from None
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -31,7 +46,7 @@ def read_prompts(file: Path) -> list[str]:
         UsageError: the file cannot be read or holds no prompt.
     """
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read prompts from {file}: {error}") from error
     found = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
