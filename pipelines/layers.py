@@ -129,7 +129,7 @@ class AttachedLayer:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend through the attached callable: (B, S, H, D) in, contiguous (B, S, H, D) out."""
         kind = q.device.type
-        if not torch.is_autocast_enabled(kind):
+        if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
             return self._attend_as_given(q, k, v, mask)
         # As autocast does to dense attention; within it planning would lose its float32.
         dtype = torch.get_autocast_dtype(kind)

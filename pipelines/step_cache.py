@@ -106,7 +106,8 @@ def _transformers(pipe: Any) -> list[Any]:
     if hasattr(pipe, "enable_cache"):
         return [pipe]
     found = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
-    return [each for each in found if each is not None]
+    # One transformer may have both names.
+    return list({id(each): each for each in found if each is not None}.values())
 
 
 def check_kind(name: str, parameters: Mapping[str, Any]) -> type:

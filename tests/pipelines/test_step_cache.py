@@ -5,7 +5,7 @@ import vidsparse
 from vidsparse.config import SparseConfig
 from vidsparse.errors import UsageError
 from vidsparse.pipelines import testing
-from vidsparse.pipelines.step_cache import EXCLUDED, KINDS, enable_step_cache
+from vidsparse.pipelines.step_cache import EXCLUDED, KINDS, _transformers, enable_step_cache
 from vidsparse.pipelines.testing_more import allegro
 
 STEPS = 6
@@ -119,6 +119,11 @@ def test_disable_without_the_handle_takes_the_cache_off(wan):
     with vidsparse.enabled(wan.pipe, config=with_cache):
         assert wan.pipe.transformer.is_cache_enabled
     assert not wan.pipe.transformer.is_cache_enabled
+
+
+def test_one_transformer_under_two_names_gets_one_cache(wan):
+    wan.pipe.transformer_2 = wan.pipe.transformer
+    assert len(_transformers(wan.pipe)) == 1
 
 
 def test_an_interrupt_while_enabling_leaves_nothing_on(monkeypatch):
