@@ -133,7 +133,7 @@ def _known(value: float | None, note: str | None) -> float | str | None:
 
 
 def _intervals(record: Record, dense: Record, prompts: Sequence[str]) -> dict[str, Any]:
-    """Return mean, spread and bootstrap interval over clips, of speed-up and every metric.
+    """Return mean, spread and interval over clips, of speed-up and every metric.
 
     The speed-up is that of the row, the ratio of total times.
     """

@@ -38,7 +38,10 @@ def test_worse_structure_or_lpips_is_not_the_floor() -> None:
     worse = clips(31, 31, 31, 31, ssim=0.8, lpips=0.1)
     assert judge(worse, floor, [0.3] * 4, None, PROMPTS).name == "same content"
     worse = clips(31, 31, 31, 31, lpips=0.2)
-    assert judge(worse, floor, [0.3] * 4, None, PROMPTS).name == "same content"
+    found = judge(worse, floor, [0.3] * 4, None, PROMPTS)
+    assert found.name == "same content"
+    # What decided is among the figures.
+    assert "LPIPS at most +0.1000" in found.reason
 
 
 def test_closer_to_a_stranger_than_to_the_floor_is_diverged() -> None:

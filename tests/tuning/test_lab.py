@@ -113,7 +113,12 @@ def test_short_runs_time_each_step(pipe):
 
 @pytest.mark.parametrize(
     "change",
-    [{"dense_steps": 2}, {"dense_layers": 1.0}, {"precision": "8bit-sparse"}, {"impl": "reference"}],
+    [
+        {"dense_steps": 2},
+        {"dense_layers": 1.0},
+        {"precision": "8bit-sparse"},
+        {"impl": "reference"},
+    ],
 )
 def test_warm_up_is_sparse_and_once_per_kernel(pipe, monkeypatch, change):
     seen, enabled = [], vidsparse.enabled

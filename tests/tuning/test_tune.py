@@ -549,7 +549,7 @@ def test_a_method_that_cannot_be_timed_is_skipped():
     assert found.skipped["draft"] == "cannot run here"
     with (
         patch.object(Lab, "refused", METHODS),
-        pytest.raises(UsageError, match="no sparse method can run .* cannot run here"),
+        pytest.raises(UsageError, match=r"no sparse method can run .* cannot run here"),
     ):
         search(Lab()).run()
 
@@ -614,9 +614,7 @@ def test_nearest_on_held_out_clips_is_not_the_last():
 
 def test_nearest_is_so_by_the_bound_that_was_asked_for():
     def outcome(label, psnr, lpips):
-        return Outcome(
-            Candidate(label, SparseConfig()), False, Scores(psnr, 0.9, lpips), 5.0, 2
-        )
+        return Outcome(Candidate(label, SparseConfig()), False, Scores(psnr, 0.9, lpips), 5.0, 2)
 
     both = outcome("higher PSNR", 30, 0.5), outcome("less LPIPS", 29, 0.1001)
     nearest = tuning_report._nearest(both, Target(max_lpips=0.1), 10.0)

@@ -105,7 +105,8 @@ def _indistinguishable(
     close = psnr >= -PSNR_MARGIN and ssim >= -SSIM_MARGIN
     close = close and (lpips is None or lpips >= -LPIPS_MARGIN)
     bound = "lower bound of method - floor" if len(method) > 1 else "method - floor, one clip"
-    return close, f"{bound}: {psnr:+.2f} dB, SSIM {ssim:+.4f}"
+    far = "" if lpips is None else f", LPIPS at most {-lpips:+.4f}"
+    return close, f"{bound}: {psnr:+.2f} dB, SSIM {ssim:+.4f}{far}"
 
 
 def _psnr(quality: Quality) -> float:

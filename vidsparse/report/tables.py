@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 TIMED = (
     "speed-up: dense over sparse denoising time, of all clips together (± is half of "
-    "the 95 % interval of that ratio over redrawn clips), from the first transformer call's "
+    "the 95 % interval of that ratio over clips), from the first transformer call's "
     "start to the last one's end; text encoding and VAE decoding are not in it"
 )
 DENSITIES = (
@@ -19,7 +19,8 @@ DENSITIES = (
 )
 AGGREGATES = (
     "PSNR: mean of frames, then of clips, on 8-bit frames; psnr_pooled in JSON is that of the "
-    "error pooled over all frames; ± is half of the 95 % bootstrap interval over clips"
+    "error pooled over all frames; ± is half of the 95 % interval over clips: bootstrap, of fewer "
+    "than 10 Student's t where that is wider"
 )
 FLICKER = (
     "flicker: mean |change of the video - change of dense| from frame to frame, in 1/1000 of full "

@@ -222,9 +222,7 @@ def _outcome_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _nearest(
-    outcomes: Sequence[Outcome], target: Target, dense_seconds: float
-) -> Outcome | None:
+def _nearest(outcomes: Sequence[Outcome], target: Target, dense_seconds: float) -> Outcome | None:
     known = [outcome for outcome in outcomes if outcome.scores is not None]
     # Whoever wants speed has no use for what is slower than dense, however near.
     known = [o for o in known if (o.seconds or math.inf) < dense_seconds] or known
