@@ -169,7 +169,6 @@ def tangent_means(
     mask: BlockMask | RaggedBlockMask,
     tangents: Tensor,
     scale: float,
-    warps: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Average keys and values as tangents weigh them; see ``block_means.key_value_means``."""
     B, H, S, D = k.shape
@@ -186,7 +185,7 @@ def tangent_means(
         k, v, tangents.contiguous(), offsets, k_mean, v_mean, weight,
         *k.stride()[:3], *v.stride()[:3], *shared_strides(offsets), *k_mean.stride()[1:3],
         H, S, D, N, block_kv, scale, ROWS=rows, PAD_D=triton.next_power_of_2(D),
-        RAGGED=block_kv == 0, WHOLE=whole, num_warps=warps or (max(1, rows // 32) if whole else 4),
+        RAGGED=block_kv == 0, WHOLE=whole, num_warps=max(1, rows // 32) if whole else 4,
     )  # fmt: skip
     return k_mean[..., :D], v_mean[..., :D], weight
 

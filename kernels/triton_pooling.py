@@ -111,7 +111,6 @@ def permute_and_pool_triton(
     unit: int,
     variances: str | None,
     dtype: torch.dtype,
-    config: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Move tokens and average runs of them; see ``pooling.permute_and_pool``."""
     B, H, S, D = x.shape
@@ -126,7 +125,7 @@ def permute_and_pool_triton(
         spread = torch.empty_like(means)
     rows = max(unit, _MOVED_ROWS)
     # Variances are two sums over rows more, whose warps meet.
-    rows, warps = config or (rows, rows // (16 if variances is None else 32))
+    warps = rows // (16 if variances is None else 32)
     _permute_and_pool_kernel[(triton.cdiv(S, rows), B * H)](
         x, order, tokens, means, means if spread is None else spread, *x.stride()[:3], H, S, N, D,
         UNIT=unit, ROWS=rows, PAD_D=triton.next_power_of_2(D),

@@ -10,7 +10,7 @@ from torch import Tensor
 _PROGRAMS = 1024
 # Entries that a program takes at once.
 _CHUNK = 2048
-# Rows that a program takes together where all share weights: reading those costs most.
+# Rows that a program takes together where all share weights, which are then read once for them.
 _ROWS = 4
 
 
@@ -68,7 +68,7 @@ def _round_kernel(
 ):  # fmt: skip
     """One program adds the weights of its part of ROWS rows at and above each next digit.
 
-    Two bits are found per round: more would compare longer than reading takes.
+    Two bits are found per round, by three comparisons of each entry.
     """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -1,5 +1,7 @@
 """Names of kernels and precisions that a user may give."""
 
+from collections.abc import Iterable
+
 from vidsparse.errors import UsageError
 
 
@@ -11,9 +13,7 @@ def check_impl(name: str) -> str:
     """
     from vidsparse.kernels.block_sparse_attention import Impl
 
-    if name not in list(Impl):
-        raise UsageError(f"unknown impl {name!r}; choose one of {', '.join(Impl)}")
-    return name
+    return _one_of("impl", name, Impl)
 
 
 def check_precision(name: str) -> str:
@@ -24,6 +24,10 @@ def check_precision(name: str) -> str:
     """
     from vidsparse.precision import Precision
 
-    if name not in list(Precision):
-        raise UsageError(f"unknown precision {name!r}; choose one of {', '.join(Precision)}")
+    return _one_of("precision", name, Precision)
+
+
+def _one_of(kind: str, name: str, known: Iterable[str]) -> str:
+    if name not in list(known):
+        raise UsageError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
     return name
